@@ -1,0 +1,31 @@
+"""Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
+
+from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, placed
+from jaxconv.geometry.resolve import (
+    check_layout,
+    conv_geometry,
+    conv_transpose_geometry,
+    integer,
+    names,
+    per_axis,
+    resolve_padding,
+    spatial_rank,
+    window_geometry,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "Axis",
+    "Geometry",
+    "Layout",
+    "check_layout",
+    "conv_geometry",
+    "conv_transpose_geometry",
+    "integer",
+    "names",
+    "per_axis",
+    "placed",
+    "resolve_padding",
+    "spatial_rank",
+    "window_geometry",
+]

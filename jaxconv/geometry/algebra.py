@@ -1,0 +1,153 @@
+"""Static shape algebra of convolution and pooling: integers only, no arrays, no jax.
+
+Everything a rule needs to know about shapes is resolved here once, into a frozen, hashable `Geometry`;
+the array code that follows never divides, compares or pads again. Per spatial axis, with `n` the input
+length (after input dilation), `k` taps, dilation `d`, stride `s` and padding `lo`, `hi`:
+
+    span   = d·(k−1) + 1             input elements that one window covers
+    slack  = n + lo + hi − span      how far the window can travel
+    out    = slack // s + 1          output positions (0 when the window does not fit)
+    unread = slack mod s             input elements at the high end that no window reads
+
+Output position p reads, at tap j, the input position s·p + d·j − lo. That one line of integers is the
+whole of a convolution; its three gradients are the three ways of reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+LAYOUTS = ("NHWC", "NCHW")
+
+
+class Layout(NamedTuple):
+    """Where each dimension lives: (batch, channel, *spatial) of x and y, (out, in, *taps) of w."""
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    y: tuple[int, ...]
+
+    @staticmethod
+    def of(name: str, rank: int) -> Layout:
+        """The layout called `name` ("NHWC" or "NCHW") for any spatial rank."""
+        if name == "NHWC":
+            data = (0, rank + 1, *range(1, rank + 1))
+            return Layout(data, (rank + 1, rank, *range(rank)), data)
+        data = tuple(range(rank + 2))
+        return Layout(data, data, data)
+
+
+class Axis(NamedTuple):
+    """One spatial axis: `n` inputs, `k` taps, and how the taps move over the inputs."""
+
+    n: int
+    k: int
+    stride: int
+    dilation: int
+    input_dilation: int
+    lo: int
+    hi: int
+
+    @property
+    def length(self) -> int:
+        """Input length once `input_dilation - 1` zeros stand between neighbours."""
+        return max((self.n - 1) * self.input_dilation + 1, 0) if self.n else 0
+
+    @property
+    def span(self) -> int:
+        return (self.k - 1) * self.dilation + 1
+
+    @property
+    def slack(self) -> int:
+        return self.length + self.lo + self.hi - self.span
+
+    @property
+    def out(self) -> int:
+        return self.slack // self.stride + 1 if self.slack >= 0 else 0
+
+    @property
+    def unread(self) -> int:
+        return self.slack % self.stride
+
+    @property
+    def input_grad_padding(self) -> tuple[int, int]:
+        """Padding of δ, dilated by the stride, in the full convolution that gives ∂x."""
+        return self.span - 1 - self.lo, self.span - 1 - self.hi + self.unread
+
+    @property
+    def kernel_grad_padding(self) -> tuple[int, int]:
+        """Padding of x in the convolution with δ that gives ∂w: the unread end is cropped."""
+        return self.lo, self.hi - self.unread
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a convolution or a pooling window, resolved: what every rule receives.
+
+    Holds no batch size and no channel count: arrays bring those, so `vmap` may fold a batch into either
+    and only ever has to multiply `groups`.
+    """
+
+    spatial: tuple[int, ...]
+    taps: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...]
+    groups: int
+    layout: Layout
+    flip_kernel: bool = False
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return tuple(
+            Axis(n, k, s, d, i, lo, hi)
+            for n, k, s, d, i, (lo, hi) in zip(
+                self.spatial, self.taps, self.stride, self.dilation, self.input_dilation, self.padding, strict=True
+            )
+        )
+
+    @property
+    def rank(self) -> int:
+        return len(self.spatial)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        return tuple(axis.span for axis in self.axes)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(axis.out for axis in self.axes)
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        return tuple(axis.unread for axis in self.axes)
+
+    def with_groups(self, groups: int) -> Geometry:
+        return replace(self, groups=groups)
+
+    def x_shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        return placed(self.layout.x, batch, channels, self.spatial)
+
+    def w_shape(self, inputs: int, outputs: int) -> tuple[int, ...]:
+        """The kernel's shape; `inputs` counts the channels of one group."""
+        return placed(self.layout.w, outputs, inputs, self.taps)
+
+    def y_shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        return placed(self.layout.y, batch, channels, self.out)
+
+    @property
+    def input_grad_padding(self) -> tuple[tuple[int, int], ...]:
+        return tuple(axis.input_grad_padding for axis in self.axes)
+
+    @property
+    def kernel_grad_padding(self) -> tuple[tuple[int, int], ...]:
+        return tuple(axis.kernel_grad_padding for axis in self.axes)
+
+
+def placed(spec: Sequence[int], first: int, second: int, rest: Sequence[int]) -> tuple[int, ...]:
+    """Sizes (batch, channel, *spatial), or (out, in, *taps), put where the layout wants them."""
+    shape = dict(zip(spec, (first, second, *rest), strict=True))
+    return tuple(shape[axis] for axis in range(len(spec)))

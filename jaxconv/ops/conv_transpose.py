@@ -1,0 +1,206 @@
+"""Transposed convolution and its gradients: the same trio, entered by the middle door."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.typing import ArrayLike
+
+from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, integer, per_axis, placed
+from jaxconv.ops.conv import (
+    Rules,
+    add_bias,
+    check_bias,
+    check_cotangent,
+    conv_bias_grad,
+    evaluate,
+    given,
+    prepare,
+    rule_set,
+)
+from jaxconv.rules import ConvRules
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> jax.Array:
+    return rules.input_grad(x, w, geometry, **given(precision=precision)).astype(x.dtype)
+
+
+def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> Any:
+    return _by_rule(x, w, geometry, rules, precision), (x, w)
+
+
+def _backward(geometry: Geometry, rules: ConvRules, precision: Any, saved: Any, g: Any) -> Any:
+    x, w = saved
+    dx = rules.conv(g, w, geometry, **given(precision=precision))
+    dw = rules.kernel_grad(g, x, geometry, **given(precision=precision))
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_by_rule.defvjp(_forward, _backward)
+
+
+def conv_transpose(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NHWC",
+    rules: Rules = "fast",
+    engine: str = "auto",
+    precision: Any = None,
+) -> jax.Array:
+    """Transposed ("fractionally strided") convolution: the input gradient of `conv`, as a layer.
+
+    y[n, s·p + d·k − lo, c] += Σ_o x[n, p, o] · w[k, c, o] + b[c]
+
+    The kernel is the one of the convolution that this layer transposes, as in PyTorch and TensorFlow: with
+    the same `w`, `stride` and `padding`, `conv_transpose` is the adjoint of `conv`. So its own input gradient
+    is `conv`, and its kernel gradient is `conv`'s with the roles of x and δ exchanged.
+
+    Args:
+      x: (n, *spatial, o) or (n, o, *spatial); floating.
+      w: (*taps, c // groups, o) or (o, c // groups, *taps): I is the number of output channels here.
+      b: (c,), or None.
+      stride: how far apart the inputs' contributions land.
+      padding: what `conv` would pad and this crops: "SAME" gives out = n·s, "VALID" or 0 out = (n−1)·s + span;
+        an int, one per axis or (lo, hi) pairs give out = (n−1)·s + span − lo − hi.
+      output_padding: added to the size at the high end, smaller than the stride or the dilation.
+      dilation, groups, layout, rules, engine, precision: as in `conv`.
+
+    Returns:
+      y: (n, *out, c) or (n, c, *out) in x's dtype.
+
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> x, w = jnp.ones((1, 2, 1)), jnp.arange(3.0).reshape(3, 1, 1)
+      >>> jaxconv.conv_transpose(x, w, stride=2, padding="VALID")[0, :, 0]
+      Array([0., 1., 2., 1., 2.], dtype=float32)
+
+    Source: the middle row of the trio, `jaxconv.primitives`.
+    """
+    function = "conv_transpose"
+    (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    geometry = conv_transpose_geometry(
+        function, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
+        dilation=dilation, groups=groups, layout=layout,
+    )  # fmt: skip
+    bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[1]] * geometry.groups, x)
+    if rules in ("fast", "autodiff"):
+        y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
+    else:
+        y = _by_rule(x, w, geometry, rule_set(rules), precision)
+    return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
+
+
+def conv_transpose_input_grad(
+    g: ArrayLike,
+    w: ArrayLike,
+    spatial_shape: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NHWC",
+    rules: Rules = "fast",
+    engine: str = "auto",
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of `conv_transpose` in its input, which is `conv(g, w)`.
+
+    Args:
+      g: δ, the cotangent of y, with y's shape and w's dtype.
+      w: the kernel of the forward pass.
+      spatial_shape: spatial sizes of x.
+
+      The other arguments are those of `conv_transpose`, with the forward pass's values.
+
+    Returns:
+      dx, with the shape of x and the dtype of g.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> g, w = jnp.ones((1, 5, 1)), jnp.arange(3.0).reshape(3, 1, 1)
+      >>> jaxconv.conv_transpose_input_grad(g, w, (2,), stride=2, padding="VALID")[0, :, 0]
+      Array([3., 3.], dtype=float32)
+
+    Source: the transposes of the trio, `jaxconv.primitives`.
+    """
+    function = "conv_transpose_input_grad"
+    (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
+    place = Layout.of(layout, rank)
+    spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
+    geometry = conv_transpose_geometry(
+        function, placed(place.y, g.shape[place.x[0]], w.shape[place.w[0]], spatial), w.shape, stride=stride,
+        padding=padding, output_padding=output_padding, dilation=dilation, groups=groups, layout=layout,
+    )  # fmt: skip
+    channels = w.shape[place.w[1]] * geometry.groups
+    check_cotangent(function, g.shape, geometry.x_shape(g.shape[place.x[0]], channels), geometry)
+    return evaluate("conv", g, w, geometry, rules, engine, precision)
+
+
+def conv_transpose_kernel_grad(
+    x: ArrayLike,
+    g: ArrayLike,
+    kernel_shape: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NHWC",
+    rules: Rules = "fast",
+    engine: str = "auto",
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of `conv_transpose` in its kernel: `conv`'s, with x and δ in each other's place.
+
+    dw[k, c, o] = Σ_{n, p} g[n, s·p + d·k − lo, c] · x[n, p, o]
+
+    Args:
+      x: the input of the forward pass.
+      g: δ, the cotangent of y, with y's shape and x's dtype.
+      kernel_shape: the number of taps per spatial axis.
+
+      The other arguments are those of `conv_transpose`, with the forward pass's values.
+
+    Returns:
+      dw, with the shape of w and the dtype of x.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> x, g = jnp.ones((1, 2, 1)), jnp.arange(5.0).reshape(1, 5, 1)
+      >>> jaxconv.conv_transpose_kernel_grad(x, g, 3, stride=2, padding="VALID")[:, 0, 0]
+      Array([2., 4., 6.], dtype=float32)
+
+    Source: the transposes of the trio, `jaxconv.primitives`.
+    """
+    function = "conv_transpose_kernel_grad"
+    (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
+    place = Layout.of(layout, rank)
+    per_group = g.shape[place.x[1]] // integer(function, "groups", groups, 1)
+    taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)
+    geometry = conv_transpose_geometry(
+        function, x.shape, placed(place.w, x.shape[place.y[1]], per_group, taps), stride=stride,
+        padding=padding, output_padding=output_padding, dilation=dilation, groups=groups, layout=layout,
+    )  # fmt: skip
+    expected = geometry.x_shape(x.shape[place.y[0]], per_group * geometry.groups)
+    check_cotangent(function, g.shape, expected, geometry)
+    return evaluate("kernel_grad", g, x, geometry, rules, engine, precision)
+
+
+conv_transpose_bias_grad = conv_bias_grad

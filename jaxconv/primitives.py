@@ -1,0 +1,345 @@
+"""The maps as JAX primitives: closed under differentiation and under `vmap`.
+
+This is the only file that speaks to `jax.interpreters`. It defines two kinds of primitive.
+
+**The trio.** `conv(x, w)`, `input_grad(g, w)` and `kernel_grad(x, g)` are the three partial gradients of one
+trilinear form, so each is bilinear, its JVP is itself applied to tangents, and its transposes are the other
+two. Batching maps them onto themselves as well: a batch on the data folds into N, a batch on the kernel into
+its channels, a batch on both multiplies the groups. Every order of derivative and every nesting of `vmap` is
+then again a program of these three, and XLA never sees a gradient that was not written here.
+
+**Linear pairs.** The derivative of a max pool, an average pool, a border or a bias is a linear map; a pair
+holds the map and its hand-written transpose, each the other's gradient. Integer residuals (the taps that a
+max pool remembers) ride along undifferentiated.
+
+A primitive is called through a cached `jit` when it is called eagerly, so dispatch costs what `lax` costs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxconv.geometry import Geometry
+from jaxconv.rules import fast
+
+Static = dict[str, Any]
+
+
+# One definition for all: eager call, shape rule, lowering
+
+
+def _define(name: str, compute: Callable[..., jax.Array]) -> Primitive:
+    """A primitive that lowers to `compute` on every platform and takes its shape rule from it."""
+    primitive = Primitive(f"jaxconv_{name}")
+
+    def named(*operands: jax.Array, **static: Any) -> jax.Array:
+        return compute(*operands, **static)
+
+    named.__name__ = named.__qualname__ = primitive.name
+
+    @functools.lru_cache(maxsize=4096)
+    def program(static: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
+        def call(*operands: jax.Array) -> jax.Array:
+            return primitive.bind(*operands, **dict(static))
+
+        call.__name__ = call.__qualname__ = primitive.name
+        return jax.jit(call)
+
+    def eager(*operands: jax.Array, **static: Any) -> jax.Array:
+        with jax.disable_jit(False):  # jit is how a primitive runs at all: without it this would recurse
+            return program(tuple(static.items()))(*operands)
+
+    @functools.lru_cache(maxsize=4096)
+    def shape_of(operands: tuple[jax.ShapeDtypeStruct, ...], static: tuple[tuple[str, Any], ...]) -> Any:
+        return jax.eval_shape(functools.partial(compute, **dict(static)), *operands)
+
+    def abstract(*operands: Any, **static: Any) -> Any:
+        key = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands)
+        out = shape_of(key, tuple(static.items()))
+        first = operands[0]
+        sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
+        return first.update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
+
+    primitive.def_impl(eager)
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(named, multiple_results=False))
+    return primitive
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    """The manual mesh axes over which a value differs, under `shard_map`."""
+    known = getattr(aval, "vma", None)
+    return known if known is not None else aval.manual_axis_type.varying
+
+
+def _alike(operands: Sequence[Any]) -> list[Any]:
+    """Operands marked as varying over the same manual axes; the transpose of the mark is a `psum`."""
+    varying = [_varying(jax.typeof(a)) for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]
+
+
+def _explicit_mesh(operands: Sequence[Any]) -> Any:
+    """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
+    for a in operands:
+        mesh = jax.typeof(a).sharding.mesh
+        if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def _bind(primitive: Primitive, specs: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
+    """Bind under any mesh. Under an explicit one the partitioner works inside and `specs` names the outcome."""
+    operands = tuple(_alike(operands))
+    mesh = _explicit_mesh(operands)
+    if mesh is None:
+        return primitive.bind(*operands, **static)
+    out = NamedSharding(mesh, PartitionSpec(*specs(*(_spec(a) for a in operands), **static)))
+    inner = jax.sharding.auto_axes(lambda *a: primitive.bind(*a, **static), out_sharding=out)
+    return inner(*operands)
+
+
+def _spec(a: Any) -> tuple[Any, ...]:
+    aval = jax.typeof(a)
+    return (*aval.sharding.spec, *[None] * (aval.ndim - len(aval.sharding.spec)))
+
+
+# The trio
+
+
+class _Map(NamedTuple):
+    """One of the three maps: its primitive, and for each array where its two free axes live."""
+
+    primitive: Primitive
+    bind: Callable[..., jax.Array]
+
+
+def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
+    """A primitive for `rule`; `arrays` names its two operands and its result, each one of x, w and y."""
+
+    def compute(a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str) -> jax.Array:
+        del engine  # who computes; there is one engine so far
+        common = jnp.promote_types(a.dtype, b.dtype)
+        wanted = None if dtype == common else jnp.promote_types(dtype, common)
+        out = rule(a.astype(common), b.astype(common), geometry, precision=precision, preferred_element_type=wanted)
+        return out.astype(dtype)
+
+    primitive = _define(name, compute)
+
+    def specs(a: Any, b: Any, *, geometry: Geometry, **_: Any) -> tuple[Any, ...]:
+        """Batch and channel axes keep their sharding; a contracted axis is summed over its devices."""
+        place = geometry.layout._asdict()
+        keep = [None] * (geometry.rank + 2)
+        for source, spec in zip(arrays[:2], (a, b), strict=True):
+            for there, here in _SHARED[source + arrays[2]]:
+                if geometry.groups == 1 or (there, here) != (1, 1):  # c counts one group in w, all of them in x
+                    keep[place[arrays[2]][here]] = spec[place[source][there]]
+        return tuple(keep)
+
+    return _Map(primitive, functools.partial(_bind, primitive, specs))
+
+
+# Which (batch, channel) axis of one array is which of another: N, c and o of the trilinear form.
+_SHARED = {
+    "xy": [(0, 0)], "wy": [(0, 1)],
+    "yx": [(0, 0)], "wx": [(1, 1)],
+    "xw": [(1, 1)], "yw": [(1, 0)],
+}  # fmt: skip
+
+_conv = _trio_map("conv", fast.conv, "xwy")
+_input_grad = _trio_map("input_grad", fast.input_grad, "ywx")
+_kernel_grad = _trio_map("kernel_grad", fast.kernel_grad, "xyw")
+
+
+def _transposes(of: _Map, first: Callable[..., jax.Array], second: Callable[..., jax.Array]) -> None:
+    """Register the gradients of a bilinear map in its two operands."""
+
+    def in_first(ct: jax.Array, a: Any, b: jax.Array, *, dtype: Any, **static: Any) -> jax.Array:
+        return first(ct, b, dtype=a.aval.dtype, **static)
+
+    def in_second(ct: jax.Array, a: jax.Array, b: Any, *, dtype: Any, **static: Any) -> jax.Array:
+        return second(ct, a, dtype=b.aval.dtype, **static)
+
+    ad.defbilinear(of.primitive, in_first, in_second)
+
+
+_transposes(
+    _conv,
+    lambda ct, w, **static: _input_grad.bind(ct, w, **static),
+    lambda ct, x, **static: _kernel_grad.bind(x, ct, **static),
+)
+_transposes(
+    _input_grad,
+    lambda ct, w, **static: _conv.bind(ct, w, **static),
+    lambda ct, g, **static: _kernel_grad.bind(ct, g, **static),
+)
+_transposes(
+    _kernel_grad,
+    lambda ct, g, **static: _input_grad.bind(g, ct, **static),
+    lambda ct, x, **static: _conv.bind(x, ct, **static),
+)
+
+
+def _fold(a: jax.Array, batch: int, axis: int, groups: int = 1) -> jax.Array:
+    """Merge the batch axis into `axis` (counted without it), inside each of `groups` blocks."""
+    a = jnp.moveaxis(a, batch, 0)
+    size, shape = a.shape[0], a.shape[1:]
+    a = a.reshape(size, *shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    a = jnp.moveaxis(a, 0, axis + 1)
+    return a.reshape(*shape[:axis], size * shape[axis], *shape[axis + 1 :])
+
+
+def _unfold(a: jax.Array, size: int, axis: int, groups: int = 1) -> jax.Array:
+    """The inverse of `_fold`; the batch axis comes first."""
+    shape = a.shape
+    a = a.reshape(*shape[:axis], groups, size, shape[axis] // (groups * size), *shape[axis + 1 :])
+    a = jnp.moveaxis(a, axis + 1, 0)
+    return a.reshape(size, *shape[:axis], shape[axis] // size, *shape[axis + 1 :])
+
+
+class _Folding(NamedTuple):
+    """Where a batch goes: into which axis (batch or channel) of the operand and of the result.
+
+    `inside` says that the axis holds all groups, so the batch has to be folded inside each of them.
+    """
+
+    operand: int
+    result: int
+    inside_operand: bool = False
+    inside_result: bool = False
+
+
+_BATCH, _CHANNEL = 0, 1  # positions in a layout's spec; for a kernel these are (out, in)
+
+# What a batch on the first operand alone, or on the second alone, folds into.
+_FOLDINGS = {
+    "xwy": (_Folding(_BATCH, _BATCH), _Folding(0, _CHANNEL, True, True)),
+    "ywx": (_Folding(_BATCH, _BATCH), _Folding(1, _CHANNEL, False, True)),
+    "xyw": (_Folding(_CHANNEL, 1, True, False), _Folding(_CHANNEL, 0, True, True)),
+}
+# The axis that carries the groups of each array.
+_GROUP_AXIS = {"x": _CHANNEL, "y": _CHANNEL, "w": 0}
+
+
+def _batching(of: _Map, arrays: str) -> None:
+    """Register `vmap`: fold a batch into an axis that the map does not sum over, or into the groups."""
+
+    def rule(operands: Sequence[jax.Array], dims: Sequence[int | None], **static: Any) -> tuple[jax.Array, int]:
+        geometry: Geometry = static["geometry"]
+        place = geometry.layout._asdict()
+        (a, b), (i, j) = operands, dims
+        if i is not None and j is not None:
+            size = a.shape[i]
+            a = _fold(a, i, place[arrays[0]][_GROUP_AXIS[arrays[0]]])
+            b = _fold(b, j, place[arrays[1]][_GROUP_AXIS[arrays[1]]])
+            out = of.bind(a, b, **{**static, "geometry": geometry.with_groups(geometry.groups * size)})
+            return _unfold(out, size, place[arrays[2]][_GROUP_AXIS[arrays[2]]]), 0
+        which = 0 if i is not None else 1
+        folding, groups = _FOLDINGS[arrays][which], geometry.groups
+        pair, dim = [a, b], i if i is not None else j
+        assert dim is not None
+        size = pair[which].shape[dim]
+        axis = place[arrays[which]][folding.operand]
+        pair[which] = _fold(pair[which], dim, axis, groups if folding.inside_operand else 1)
+        out = of.bind(*pair, **static)
+        axis = place[arrays[2]][folding.result]
+        return _unfold(out, size, axis, groups if folding.inside_result else 1), 0
+
+    batching.primitive_batchers[of.primitive] = rule
+
+
+_batching(_conv, "xwy")
+_batching(_input_grad, "ywx")
+_batching(_kernel_grad, "xyw")
+
+
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
+    """∂T/∂g with every transformation of JAX; the result has dtype `dtype`."""
+    return _conv.bind(x, w, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+
+
+def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
+    """∂T/∂x with every transformation of JAX; the result has dtype `dtype`."""
+    return _input_grad.bind(g, w, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
+    """∂T/∂w with every transformation of JAX; the result has dtype `dtype`."""
+    return _kernel_grad.bind(x, g, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+
+
+# Linear pairs
+
+
+class LinearPair(NamedTuple):
+    """A linear map of its first operand and the map's transpose."""
+
+    apply: Callable[..., jax.Array]
+    transpose: Callable[..., jax.Array]
+
+
+def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
+    """Two primitives from two functions (x, *residuals, static) -> y, each the transpose of the other.
+
+    Residuals are integers. Under `vmap` the pair keeps its rule: `depth` leading axes are mapped over.
+    """
+
+    def mapped(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def compute(*operands: jax.Array, static: Any, depth: int) -> jax.Array:
+            call = functools.partial(function, static=static)
+            for _ in range(depth):
+                call = jax.vmap(call)
+            return call(*operands)
+
+        return compute
+
+    there = _define(name, mapped(apply))
+    back = _define(f"{name}_transpose", mapped(transpose))
+    binders = {p: functools.partial(_bind_pair, p) for p in (there, back)}
+    for primitive, other in ((there, back), (back, there)):
+        _register_linear(primitive, binders[primitive], binders[other])
+    return LinearPair(*(lambda x, *r, static, p=p: binders[p](x, *r, static=static, depth=0) for p in (there, back)))
+
+
+def _bind_pair(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:
+    def specs(x: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """Axes that keep their size keep their sharding."""
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
+        out = jax.eval_shape(functools.partial(primitive.bind, **static), *shapes).shape
+        kept = [s if n == m else None for s, n, m in zip(x, operands[0].shape, out, strict=False)]
+        return (*kept, *[None] * (len(out) - len(kept))) if len(out) == len(x) else (None,) * len(out)
+
+    return _bind(primitive, specs, *operands, **static)
+
+
+def _register_linear(primitive: Primitive, bind: Callable[..., jax.Array], back: Callable[..., jax.Array]) -> None:
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **static: Any) -> tuple[jax.Array, Any]:
+        (_, *residuals), (t, *_) = primals, tangents
+        out = bind(*primals, **static)
+        return out, ad.Zero.from_primal_value(out) if type(t) is ad.Zero else bind(t, *residuals, **static)
+
+    def transpose(ct: Any, x: Any, *residuals: Any, **static: Any) -> list[Any]:
+        dx = ad.Zero(x.aval) if type(ct) is ad.Zero else back(ct, *residuals, **static)
+        return [dx, *[None] * len(residuals)]
+
+    def batch(operands: Sequence[Any], dims: Sequence[Any], *, depth: int, **static: Any) -> tuple[jax.Array, int]:
+        size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+        # Every operand gets the batch: broadcasting is outside, so its transpose sums where it should.
+        operands = [batching.bdim_at_front(a, d, size) for a, d in zip(operands, dims, strict=True)]
+        return bind(*operands, depth=depth + 1, **static), 0
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
