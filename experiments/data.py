@@ -237,11 +237,7 @@ def _members(path: Path, source: Source, download: bool) -> dict[str, bytes]:
     packed = _read(path, source, download)
     with _blaming(path, source), tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
         files = ((PurePosixPath(entry.name).name, tar.extractfile(entry)) for entry in tar if entry.isfile())
-        return {
-            name: _verified(file.read(), source.files[name])
-            for name, file in files
-            if file and name in BATCHES
-        }
+        return {name: _verified(file.read(), source.files[name]) for name, file in files if file and name in BATCHES}
 
 
 def _parse_batch(raw: bytes) -> Part:

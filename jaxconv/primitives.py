@@ -129,7 +129,9 @@ class _Map(NamedTuple):
 def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
     """A primitive for `rule`; `arrays` names its two operands and its result, each one of x, w and y."""
 
-    def compute(a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str) -> jax.Array:
+    def compute(
+        a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str
+    ) -> jax.Array:
         del engine  # who computes; there is one engine so far
         common = jnp.promote_types(a.dtype, b.dtype)
         wanted = None if dtype == common else jnp.promote_types(dtype, common)
@@ -275,7 +277,9 @@ def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any
     return _input_grad.bind(g, w, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
 
 
-def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str
+) -> jax.Array:
     """∂T/∂w with every transformation of JAX; the result has dtype `dtype`."""
     return _kernel_grad.bind(x, g, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
 

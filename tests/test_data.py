@@ -276,9 +276,7 @@ def mirror(monkeypatch: Patch) -> Iterator[Mirror]:
                 self.wfile.write(page.body)
                 return None
             self.send_response(200)
-            self.send_header(
-                "Content-Length", str(len(page.body) if page.announced is None else page.announced)
-            )
+            self.send_header("Content-Length", str(len(page.body) if page.announced is None else page.announced))
             self.end_headers()
             self.wfile.write(page.body)
 
@@ -406,9 +404,7 @@ def test_disk_full(mirror: Mirror, tmp_path: Path, monkeypatch: Patch) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_a_folder_that_cannot_be_made_costs_no_download(
-    mirror: Mirror, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_folder_that_cannot_be_made_costs_no_download(mirror: Mirror, tmp_path: Path, monkeypatch: Patch) -> None:
     publish(monkeypatch, "mnist", MNIST, mirror.url + "/{file}")
     (tmp_path / "file").write_bytes(b"the user's")
     message = failure("mnist", tmp_path / "file" / "inner")
@@ -630,9 +626,7 @@ EXECUTING: dict[str, tuple[Callable[[Path], bytes], str]] = {
         "os.system",
     ),
     "in an array's dtype": (
-        lambda mark: batch(
-            matrix((2, 3072), PIXELS, b"cos\nsystem\n" + shell(mark) + b"\x85R"), label_list(1)
-        ),
+        lambda mark: batch(matrix((2, 3072), PIXELS, b"cos\nsystem\n" + shell(mark) + b"\x85R"), label_list(1)),
         "os.system",
     ),
 }
@@ -712,14 +706,11 @@ def digits() -> data.Dataset:
 
 def test_digits_are_scikit_learns(digits: data.Dataset) -> None:
     bunch = importlib.import_module("sklearn.datasets").load_digits()
-    original = sorted(
-        (image.tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True)
-    )
+    original = sorted((image.tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True))
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     ours = sorted(
-        (image[..., 0].astype(float).tobytes(), int(label))
-        for image, label in zip(images, labels, strict=True)
+        (image[..., 0].astype(float).tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
     )
     assert ours == original, "train and test together are not every digit exactly once"
     assert images.shape == (1797, 8, 8, 1) and images.dtype == np.uint8 and labels.dtype == np.int32
@@ -764,9 +755,7 @@ def test_normalised_is_per_channel(digits: data.Dataset) -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(
-        ValueError, match="name must be one of digits, mnist, fashion-mnist, cifar10; got 'svhn'"
-    ):
+    with pytest.raises(ValueError, match="name must be one of digits, mnist, fashion-mnist, cifar10; got 'svhn'"):
         data.load("svhn")
 
 
@@ -782,9 +771,7 @@ def test_an_unknown_name() -> None:
     ],
     ids=["chosen", "xdg", "empty", "mac", "windows", "bare windows"],
 )
-def test_default_data_dir(
-    platform: str, variables: dict[str, str], expected: Path, monkeypatch: Patch
-) -> None:
+def test_default_data_dir(platform: str, variables: dict[str, str], expected: Path, monkeypatch: Patch) -> None:
     for name in ("JAXCONV_DATA", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -881,9 +868,7 @@ def test_real_images_and_labels(real: data.Dataset) -> None:
     assert np.bincount(real.train_labels).tolist() == facts.train
     assert np.bincount(real.test_labels).tolist() == facts.test
     assert real.train_images.max() == real.scale
-    assert (
-        ", ".join(real.classes[labels[0]] for labels in (real.train_labels, real.test_labels)) == facts.first
-    )
+    assert ", ".join(real.classes[labels[0]] for labels in (real.train_labels, real.test_labels)) == facts.first
     pixels = real.train_images[0].reshape(-1, facts.shape[-1])
     assert pixels[pixels.any(axis=1)][0].tolist() == facts.pixel
 

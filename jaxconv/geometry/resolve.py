@@ -9,7 +9,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, placed
+from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout
 
 PAIRS = "(lo, hi) pairs"
 WORDS = ("SAME", "SAME_LOWER", "VALID", "CAUSAL")
@@ -28,7 +28,9 @@ def integer(function: str, name: str, value: Any, least: int | None = None) -> i
             raise TypeError
         result = operator.index(value)
     except TypeError:
-        raise TypeError(f"{function}: {name} must be an int, but is {value!r}. Arrays and floats have no place here.") from None
+        raise TypeError(
+            f"{function}: {name} must be an int, but is {value!r}. Arrays and floats have no place here."
+        ) from None
     if least is not None and result < least:
         raise ValueError(f"{function}: {name} must be at least {least}, but {result} < {least}.")
     return result

@@ -264,7 +264,9 @@ def conv_input_grad(
     (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
     place = Layout.of(layout, rank)
     channels = w.shape[place.w[1]] * integer(function, "groups", groups, 1)
-    x_shape = placed(place.x, g.shape[place.y[0]], channels, per_axis(function, "spatial_shape", spatial_shape, rank, 0))
+    x_shape = placed(
+        place.x, g.shape[place.y[0]], channels, per_axis(function, "spatial_shape", spatial_shape, rank, 0)
+    )
     geometry = conv_geometry(
         function, x_shape, w.shape, stride=stride, padding=padding, dilation=dilation,
         input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=bool(flip_kernel),
