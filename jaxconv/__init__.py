@@ -1,5 +1,6 @@
 """Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
 
+from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
 from jaxconv.ops.conv_general_dilated import conv_general_dilated
 from jaxconv.ops.conv_transpose import (
@@ -8,10 +9,17 @@ from jaxconv.ops.conv_transpose import (
     conv_transpose_input_grad,
     conv_transpose_kernel_grad,
 )
+from jaxconv.ops.dense import dense, dropout
+from jaxconv.ops.loss import mean_squared_error, softmax_cross_entropy
+from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from jaxconv.ops.pad import pad
+from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool, max_pool, max_unpool
 from jaxconv.rules import ConvRules
 
 __all__ = [
     "ConvRules",
+    "avg_pool",
+    "batch_norm",
     "conv",
     "conv_bias_grad",
     "conv_general_dilated",
@@ -21,4 +29,26 @@ __all__ = [
     "conv_transpose_bias_grad",
     "conv_transpose_input_grad",
     "conv_transpose_kernel_grad",
+    "dense",
+    "dropout",
+    "elu",
+    "gelu",
+    "global_avg_pool",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "leaky_relu",
+    "lp_pool",
+    "max_pool",
+    "max_unpool",
+    "mean_squared_error",
+    "pad",
+    "relu",
+    "relu6",
+    "rms_norm",
+    "sigmoid",
+    "silu",
+    "softmax_cross_entropy",
+    "softplus",
+    "tanh",
 ]

@@ -130,6 +130,10 @@ def reduce_window(x: jax.Array, geometry: Geometry, fill: Any, op: Any) -> jax.A
 
 def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     """y[n, p, c] = max_k x[n, s·p + d·k − lo, c]; padding is −∞."""
+    if max(geometry.dilation) > 1:  # JAX has no gradient for a dilated reduce_window
+        read = padded(x, geometry, -np.inf)
+        first, *rest = (tap_slice(read, tap, geometry) for tap in taps(geometry))
+        return functools.reduce(lambda a, b: jnp.where((b > a) | (jnp.isnan(b) & ~jnp.isnan(a)), b, a), rest, first)
     return reduce_window(x, geometry, np.asarray(-np.inf, x.dtype), lax.max)
 
 

@@ -106,7 +106,8 @@ def resolve_padding(
 def check_layout(function: str, layout: Any) -> str:
     if layout not in LAYOUTS:
         raise ValueError(
-            f"{function}: layout must be one of {', '.join(LAYOUTS)} (for any number of spatial axes), but is {layout!r}."
+            f"{function}: layout must be one of {', '.join(LAYOUTS)}, for any number of spatial axes, "
+            f"but is {layout!r}."
         )
     return str(layout)
 
@@ -117,7 +118,8 @@ def spatial_rank(function: str, name: str, shape: Sequence[int], layout: str, le
     if rank < least:
         raise ValueError(
             f"{function}: {name} must have a batch, a channel and at least {least} spatial axes "
-            f"({names(layout, max(rank, least))[0]}), but {name}.shape = {tuple(shape)} has {len(shape)} < {2 + least} axes. "
+            f"({names(layout, max(rank, least))[0]}), "
+            f"but {name}.shape = {tuple(shape)} has {len(shape)} < {2 + least} axes. "
             f"A single example needs a batch axis: {name}[None]."
         )
     return rank
@@ -248,7 +250,8 @@ def conv_transpose_geometry(
     for e, s, d in zip(extra, strides, dilations, strict=True):
         if e >= max(s, d):
             raise ValueError(
-                f"{function}: output_padding must be smaller than the stride or the dilation, but {e} >= max({s}, {d}). "
+                f"{function}: output_padding must be smaller than the stride or the dilation, "
+                f"but {e} >= max({s}, {d}). "
                 "It only says which of the sizes that a stride merges is meant."
             )
     spans = tuple((k - 1) * d + 1 for k, d in zip(taps, dilations, strict=True))

@@ -66,15 +66,19 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) -> tuple[list[jax.Array], str, int]:
-    """Validate what all ops on kernels share: two arrays of one floating dtype and rank, and the choices."""
-    values = {name: floating(function, name, value) for name, value in arrays.items()}
-    same_dtype(function, **values)
+def check_kernel_rules(function: str, rules: Any) -> None:
     if not isinstance(rules, ConvRules) and rules not in RULES:
         raise ValueError(
             f"{function}: rules must be one of {', '.join(RULES)} or a ConvRules(input_grad, kernel_grad), "
             f"but is {rules!r}."
         )
+
+
+def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) -> tuple[list[jax.Array], str, int]:
+    """Validate what all ops on kernels share: two arrays of one floating dtype and rank, and the choices."""
+    values = {name: floating(function, name, value) for name, value in arrays.items()}
+    same_dtype(function, **values)
+    check_kernel_rules(function, rules)
     check_engine(function, engine)
     layout = check_layout(function, layout)
     (first, a), (second, b) = values.items()

@@ -25,7 +25,8 @@ class Rule(NamedTuple):
       primal: (static, *operands) -> y. What `rules="autodiff"` differentiates.
       forward: (static, *operands) -> (y, residuals). The same y, and what the other two need of the point.
       tangent: (static, residuals, *tangents) -> the derivative applied to tangents; None stands for a zero.
-      cotangent: (static, residuals, g) -> a tuple, the transpose applied to g, one entry per operand.
+      cotangent: (static, residuals, g) -> a tuple, the transpose applied to g, one entry per operand; None for
+        an operand that has no derivative, such as a mask.
     """
 
     primal: Callable[..., jax.Array]
@@ -57,7 +58,7 @@ def _reversed(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
     def backward(saved: Any, g: jax.Array) -> tuple[Any, ...]:
         residuals, operands = saved
         cotangents = rule.cotangent(static, residuals, g)
-        return tuple(c.astype(x.dtype) for c, x in zip(cotangents, operands, strict=True))
+        return tuple(None if c is None else c.astype(x.dtype) for c, x in zip(cotangents, operands, strict=True))
 
     f.defvjp(forward, backward)
     return f
