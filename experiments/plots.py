@@ -61,10 +61,34 @@ def filters(params: Any, path: Path) -> None:
     figure = Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4), layout="constrained")
     figure.suptitle(f"first layer: {count} kernels of {w.shape[0]}×{w.shape[1]}×{w.shape[2]}", fontsize=9)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
+    for axes in grid[count:]:
         axes.axis("off")
     for axes, kernel in zip(grid, np.moveaxis(w, -1, 0), strict=False):
         low, high = kernel.min(), kernel.max()
         image = (kernel - low) / (high - low if high > low else 1)
         axes.imshow(image if image.shape[-1] == 3 else image.mean(-1), cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+    save(figure, path)
+
+
+def agreement(losses: dict[str, list[float]], reference: str, path: Path) -> None:
+    """The loss curves of several rule sets over each other, and how far each is from the reference."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    above, apart = figure.subplots(1, 2)
+    for i, (name, curve) in enumerate(losses.items()):
+        # The widest line is drawn first, so that curves that coincide are all seen.
+        above.plot(curve, color=f"C{i}", linewidth=8 - 2 * i, alpha=0.9, label=name)
+    above.set(xlabel="step", ylabel="training loss (nats)", title="the curves, widest first")
+    above.legend(frameon=False)
+    exact = np.asarray(losses[reference])
+    for i, (name, curve) in enumerate(losses.items()):
+        if name != reference:
+            difference = np.abs(np.asarray(curve) - exact) / np.abs(exact)
+            apart.plot(np.maximum(difference, 1e-17), color=f"C{i}", marker=".", linewidth=0.8, label=name)
+    apart.set(
+        xlabel="step", ylabel="relative difference", yscale="log", title=f"distance from {reference}; floor 1e-17"
+    )
+    apart.legend(frameon=False)
+    for axes in (above, apart):
+        axes.grid(alpha=0.3)
     save(figure, path)

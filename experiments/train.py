@@ -116,7 +116,8 @@ def check(config: Config, examples: int) -> None:
 def prepare_folder(config: Config) -> None:
     if config.out is None:
         return
-    if (config.out / "metrics.jsonl").exists() and not config.overwrite:
+    metrics = config.out / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size and not config.overwrite:
         raise UsageError(f"--out {config.out} holds a run already. Name another folder, or say --overwrite.")
     try:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -284,7 +285,9 @@ def run(config: Config, console: Console) -> dict[str, Any]:
                     write_atomically(config.out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
                 progress.console.print(
                     f"epoch {row['epoch']:3d}   train loss {row['train_loss']:.4f}   test loss {row['test_loss']:.4f}"
-                    f"   test accuracy {row['test_accuracy']:.2%}   {row['examples_per_second']:,.0f} examples/s"
+                    f"   accuracy {row['test_accuracy']:.2%}   {row['examples_per_second']:,.0f} images/s",
+                    soft_wrap=True,
+                    highlight=False,
                 )
         summary["status"] = "finished"
     except KeyboardInterrupt:
