@@ -84,7 +84,14 @@ def agreement(losses: dict[str, list[float]], reference: str, path: Path) -> Non
     for i, (name, curve) in enumerate(losses.items()):
         if name != reference:
             difference = np.abs(np.asarray(curve) - exact) / np.abs(exact)
-            apart.plot(np.maximum(difference, 1e-17), color=f"C{i}", marker=".", linewidth=0.8, label=name)
+            apart.plot(
+                np.maximum(difference, 1e-17),
+                color=f"C{i}",
+                marker="os^"[i % 3],
+                markersize=3,
+                linestyle="none",
+                label=name,
+            )
     apart.set(
         xlabel="step", ylabel="relative difference", yscale="log", title=f"distance from {reference}; floor 1e-17"
     )

@@ -60,7 +60,8 @@ def losses(
         data=options.data, model=options.model, rules=rules, epochs=-(-options.steps // size),
         batch_size=options.batch_size, seed=options.seed, dtype=options.dtype,
     ).resolved()  # fmt: skip
-    trainer, rng, curve = Trainer(config, dataset), np.random.default_rng(options.seed), []
+    trainer, rng = Trainer(config, dataset), np.random.default_rng(options.seed)
+    curve: list[float] = []
     while True:
         for rows in data.batches(len(dataset.train_labels), options.batch_size, rng, drop_last=True):
             if len(curve) == options.steps:
@@ -90,7 +91,7 @@ def run(options: Options, console: Console) -> dict[str, float]:
             curves[rules] = losses(options, dataset, rules)
     exact = np.asarray(curves["autodiff"])
     table = Table("rules", "first loss", "last loss", "largest relative difference", "in bounds")
-    worst = {}
+    worst: dict[str, float] = {}
     for rules, curve in curves.items():
         difference = np.abs(np.asarray(curve) - exact) / np.abs(exact)
         worst[rules] = float(np.max(difference / bound(options.steps, options.dtype)))

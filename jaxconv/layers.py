@@ -248,7 +248,8 @@ def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
     def apply(
         params: Params, state: State, x: jax.Array, *, train: bool = False, key: Any = None, rules: Any = "fast"
     ) -> tuple[jax.Array, State]:
-        total, new = (None if shortcut is not None else x), {}
+        total: Any = None if shortcut is not None else x
+        new = {}
         for i, (name, branch) in enumerate(branches.items()):
             own = None if key is None else jax.random.fold_in(key, i)
             y, new[name] = branch.apply(params[name], state[name], x, train=train, key=own, rules=rules)

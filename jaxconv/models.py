@@ -6,6 +6,7 @@ Each builder takes the number of classes and returns a `Layer` from NHWC images 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxconv.layers import (
     Activation,
@@ -49,7 +50,7 @@ def lenet5(classes: int = 10) -> Layer:
     )  # fmt: skip
 
 
-def _conv_bn(features: int, taps: int, *, scale: float = 1.0, **options: int | None) -> list[Layer]:
+def _conv_bn(features: int, taps: int, *, scale: float = 1.0, **options: Any) -> list[Layer]:
     """A convolution whose bias is the batch norm's."""
     return [Conv(features, taps, bias=False, **options), BatchNorm(scale=scale)]
 

@@ -331,8 +331,8 @@ def _bind_pair(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array
 def _register_linear(primitive: Primitive, bind: Callable[..., jax.Array], back: Callable[..., jax.Array]) -> None:
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], **static: Any) -> tuple[jax.Array, Any]:
         (_, *residuals), (t, *_) = primals, tangents
-        out = bind(*primals, **static)
-        return out, ad.Zero.from_primal_value(out) if type(t) is ad.Zero else bind(t, *residuals, **static)
+        # Integers have no tangents, so that of x is the one that brought us here.
+        return bind(*primals, **static), bind(t, *residuals, **static)
 
     def transpose(ct: Any, x: Any, *residuals: Any, **static: Any) -> list[Any]:
         dx = ad.Zero(x.aval) if type(ct) is ad.Zero else back(ct, *residuals, **static)

@@ -254,6 +254,9 @@ def conv_input_grad(
     Returns:
       dx, with the shape of x and the dtype of g.
 
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
+
     Example:
       >>> import jax.numpy as jnp, jaxconv
       >>> g, w = jnp.ones((1, 2, 2, 1)), jnp.arange(4.0).reshape(2, 2, 1, 1)
@@ -309,6 +312,9 @@ def conv_kernel_grad(
     Returns:
       dw, with the shape of w and the dtype of x.
 
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
+
     Example:
       >>> import jax.numpy as jnp, jaxconv
       >>> x, g = jnp.arange(9.0).reshape(1, 3, 3, 1), jnp.ones((1, 2, 2, 1))
@@ -341,6 +347,9 @@ def conv_bias_grad(g: ArrayLike, *, layout: str = "NHWC") -> jax.Array:
 
     Returns:
       db: (o,), in g's dtype; sums are carried in float32 or wider.
+
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
 
     Example:
       >>> import jax.numpy as jnp, jaxconv

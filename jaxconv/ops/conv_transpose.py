@@ -131,6 +131,9 @@ def conv_transpose_input_grad(
     Returns:
       dx, with the shape of x and the dtype of g.
 
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
+
     Example:
       >>> import jax.numpy as jnp, jaxconv
       >>> g, w = jnp.ones((1, 5, 1)), jnp.arange(3.0).reshape(3, 1, 1)
@@ -180,6 +183,9 @@ def conv_transpose_kernel_grad(
 
     Returns:
       dw, with the shape of w and the dtype of x.
+
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
 
     Example:
       >>> import jax.numpy as jnp, jaxconv

@@ -336,8 +336,8 @@ def group_norm(
 
     Example:
       >>> import jax.numpy as jnp, jaxconv
-      >>> jaxconv.group_norm(jnp.array([[[1.0, 3.0, 5.0, 5.0]]]), 2, eps=1e-5)[0, 0]
-      Array([-0.999995,  0.999995,  0.      ,  0.      ], dtype=float32)
+      >>> jaxconv.group_norm(jnp.array([[[1.0, 3.0, 5.0, 7.0]]]), 2, eps=0)[0, 0]
+      Array([-1.,  1., -1.,  1.], dtype=float32)
 
     Source: see the module's head for the gradient.
     """

@@ -187,7 +187,9 @@ _GLOBAL_AVG_POOL = Rule(
 # The public functions
 
 
-def _setup(function: str, x: Any, window: Any, stride: Any, padding: Any, dilation: Any, layout: Any) -> Any:
+def _setup(
+    function: str, x: Any, window: Any, stride: Any, padding: Any, dilation: Any, layout: Any
+) -> tuple[jax.Array, Geometry]:
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "x", x.shape, layout)
@@ -245,12 +247,12 @@ def max_pool(
 
     Source: the pooling layer with remembered positions of A. Saraswat's article, without its loops.
     """
-    x, geometry = _setup("max_pool", x, window, stride, padding, dilation, layout)
+    z, geometry = _setup("max_pool", x, window, stride, padding, dilation, layout)
     check_rules("max_pool", rules)
-    y = apply(rules, _MAX_POOL, geometry, x)
+    y = apply(rules, _MAX_POOL, geometry, z)
     if not return_indices:
         return y
-    _, winner = _remember(lax.stop_gradient(x), geometry)
+    _, winner = _remember(lax.stop_gradient(z), geometry)
     return y, _positions(winner, geometry)
 
 
@@ -383,9 +385,9 @@ def avg_pool(
 
     Source: a depthwise convolution with a constant kernel; its transpose is the full window sum of δ.
     """
-    x, geometry = _setup("avg_pool", x, window, stride, padding, dilation, layout)
+    z, geometry = _setup("avg_pool", x, window, stride, padding, dilation, layout)
     check_rules("avg_pool", rules)
-    return apply(rules, _AVG_POOL, (geometry, bool(count_padding)), x)
+    return apply(rules, _AVG_POOL, (geometry, bool(count_padding)), z)
 
 
 def lp_pool(
@@ -426,13 +428,13 @@ def lp_pool(
 
     Source: the chain rule on the p-norm, with the subgradient 0 at 0.
     """
-    x, geometry = _setup("lp_pool", x, window, stride, padding, dilation, layout)
+    z, geometry = _setup("lp_pool", x, window, stride, padding, dilation, layout)
     check_rules("lp_pool", rules)
     if isinstance(p, bool) or not isinstance(p, int | float):
         raise TypeError(f"lp_pool: p must be a number, but is {p!r}.")
     if not 1 <= p < math.inf:
         raise ValueError(f"lp_pool: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
-    return apply(rules, _LP_POOL, (geometry, float(p)), x)
+    return apply(rules, _LP_POOL, (geometry, float(p)), z)
 
 
 def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: str = "fast") -> jax.Array:

@@ -1,0 +1,80 @@
+"""Whatever a reader may run is run here: docstring examples, the README's program, and what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxconv
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
+PUBLIC = sorted(jaxconv.__all__)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_has_an_example_its_errors_and_its_source(name: str) -> None:
+    doc = inspect.getdoc(getattr(jaxconv, name)) or ""
+    if inspect.isclass(getattr(jaxconv, name)):
+        assert "Args:" in doc
+        return
+    assert ">>> " in doc and "Source:" in doc, f"{name} lacks an example or its source"
+    refers = re.search(r"Args, Returns and Raises are those of `(\w+)`", doc)
+    assert refers or all(f"{part}:" in doc for part in ("Args", "Returns", "Raises")), name
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_readme_prints_what_its_comments_say(code: str) -> None:
+    printed = io.StringIO()
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        contextlib.redirect_stdout(printed),
+    ):
+        exec(compile(code, "README.md", "exec"), {})
+    promised = [
+        line.split("# ", 1)[1]
+        for line in code.splitlines()
+        if "print(" in line
+        for _ in range(4 if line.startswith("    ") else 1)  # the loop over four rule sets
+    ]
+    assert promised and printed.getvalue().splitlines() == promised
+
+
+def test_the_readme_names_every_public_function() -> None:
+    missing = [n for n in PUBLIC if f"`{n}`" not in README and n not in README and not n.startswith("conv_transpose_")]
+    assert missing == []
+
+
+def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:
+    commands = blocks("bash")
+    assert len(commands) == 2 and all(len(c.strip().splitlines()) == 1 for c in commands)
+    train, test = commands
+    assert train.strip().endswith("-m experiments.train") and "pytest" in test
+    assert all("-m venv" in c and "pip install" in c for c in commands)
+
+
+def test_the_readme_links_to_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
