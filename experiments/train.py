@@ -9,6 +9,7 @@ With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `summary.json`,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -257,8 +258,16 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Train as `config` says; return the summary, which is also written to `config.out`."""
     started = time.perf_counter()
     config = config.resolved()
-    if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+    with precision(config.dtype):
+        return _run(config, console, started)
+
+
+def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """JAX has float64 only while x64 is enabled."""
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+
+
+def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
     dataset = data.load(config.data, config.data_dir)
     check(config, len(dataset.train_labels))
     trainer = Trainer(config, dataset)
