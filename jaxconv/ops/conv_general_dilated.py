@@ -5,6 +5,7 @@ The one place that says `lhs` and `rhs`, because `lax` does.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -56,37 +57,53 @@ def conv_general_dilated(
 
     Source: `jaxconv.conv`; a batch group is a feature group once its part of the batch stands in the channels.
     """
-    given = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
-             batch_group_count, precision, preferred_element_type, out_sharding)  # fmt: skip
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
-    # Shapes and messages are lax's, literally: ask it.
-    out = jax.eval_shape(lambda a, b: lax.conv_general_dilated(a, b, *given[:-1]),
-                         *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (lhs, rhs)))  # fmt: skip
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    layout = Layout(tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec))
-    rank = lhs.ndim - 2
-    spatial = tuple(lhs.shape[axis] for axis in layout.x[2:])
-    taps = tuple(rhs.shape[axis] for axis in layout.w[2:])
-    strides = tuple(map(operator.index, window_strides))
-    rhs_dilation = tuple(rhs_dilation) if rhs_dilation is not None else (1,) * rank
-    if isinstance(padding, str):
-        spans = [(k - 1) * d + 1 for k, d in zip(taps, rhs_dilation, strict=True)]
-        padding = lax.padtype_to_pads(spatial, spans, strides, padding)
-    geometry = Geometry(
-        spatial,
-        taps,
-        strides,
-        tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding),
-        rhs_dilation,
-        tuple(lhs_dilation) if lhs_dilation is not None else (1,) * rank,
-        feature_group_count,
-        layout,
-    )
+    geometry, dtype = _resolve(
+        lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, _frozen(window_strides), _frozen(padding), _frozen(lhs_dilation),
+        _frozen(rhs_dilation), _frozen(dimension_numbers), feature_group_count, batch_group_count, _frozen(precision),
+        preferred_element_type,
+    )  # fmt: skip
     if batch_group_count > 1:
         lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_group_count)
-    precision = tuple(precision) if isinstance(precision, list) else precision
-    y = primitives.conv(lhs, rhs, geometry, precision=precision, dtype=out.dtype, engine="auto")
+    y = primitives.conv(lhs, rhs, geometry, precision=_frozen(precision), dtype=dtype, engine="auto")
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, so that a call can be looked up."""
+    if isinstance(value, list) or type(value) is tuple:
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, lax.ConvDimensionNumbers):
+        return lax.ConvDimensionNumbers(*(tuple(spec) for spec in value))
+    return value
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(
+    lhs: tuple[int, ...], lhs_dtype: Any, rhs: tuple[int, ...], rhs_dtype: Any, window_strides: Any, padding: Any,
+    lhs_dilation: Any, rhs_dilation: Any, dimension_numbers: Any, feature_group_count: int, batch_group_count: int,
+    precision: Any, preferred_element_type: Any,
+) -> tuple[Geometry, Any]:  # fmt: skip
+    """The geometry of a call and the dtype of its result. `lax` judges the call: its messages are the messages."""
+    out = jax.eval_shape(
+        lambda a, b: lax.conv_general_dilated(
+            a, b, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+            batch_group_count, precision, preferred_element_type,
+        ),
+        jax.ShapeDtypeStruct(lhs, lhs_dtype),
+        jax.ShapeDtypeStruct(rhs, rhs_dtype),
+    )  # fmt: skip
+    numbers = lax.conv_dimension_numbers(lhs, rhs, dimension_numbers)
+    layout = Layout(tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec))
+    ones = (1,) * (len(lhs) - 2)
+    spatial, taps = (tuple(a[axis] for axis in spec[2:]) for a, spec in ((lhs, layout.x), (rhs, layout.w)))
+    strides, dilation = tuple(map(operator.index, window_strides)), rhs_dilation or ones
+    if isinstance(padding, str):
+        spans = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
+        padding = lax.padtype_to_pads(spatial, spans, strides, padding)
+    pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
+    geometry = Geometry(spatial, taps, strides, pads, dilation, lhs_dilation or ones, feature_group_count, layout)
+    return geometry, out.dtype
 
 
 def _batch_groups_as_feature_groups(x: jax.Array, geometry: Geometry, groups: int) -> tuple[jax.Array, Geometry]:

@@ -61,7 +61,7 @@ def _reversed(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
         return tuple(None if c is None else c.astype(x.dtype) for c, x in zip(cotangents, operands, strict=True))
 
     f.defvjp(forward, backward)
-    return f
+    return jax.jit(f, inline=True)  # eagerly one program; traced, no trace
 
 
 @functools.lru_cache(maxsize=1024)
@@ -78,7 +78,7 @@ def _linearised(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
         return y, rule.tangent(static, residuals, *known).astype(y.dtype)
 
     f.defjvp(jvp, symbolic_zeros=True)
-    return f
+    return jax.jit(f, inline=True)
 
 
 def check_rules(function: str, rules: Any) -> None:
