@@ -11,9 +11,10 @@ from jaxconv.ops.conv_transpose import (
 )
 from jaxconv.ops.dense import dense, dropout
 from jaxconv.ops.loss import mean_squared_error, softmax_cross_entropy
+from jaxconv.ops.max_pool import max_pool, max_unpool
 from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxconv.ops.pad import pad
-from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool, max_pool, max_unpool
+from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.rules import ConvRules
 
 __all__ = [

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxconv.geometry import conv_geometry, window_geometry
 from jaxconv.ops.conv import conv
 from jaxconv.ops.dense import dense, dropout
+from jaxconv.ops.max_pool import max_pool
 from jaxconv.ops.norm import batch_norm, layer_norm
-from jaxconv.ops.pool import avg_pool, global_avg_pool, max_pool
+from jaxconv.ops.pool import avg_pool, global_avg_pool
 
 Params = Any
 State = Any

@@ -31,20 +31,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxconv.geometry import Geometry
 from jaxconv.rules import fast
 
-Static = dict[str, Any]
-
-
 # One definition for all: eager call, shape rule, lowering
 
 
 def _define(name: str, compute: Callable[..., jax.Array]) -> Primitive:
     """A primitive that lowers to `compute` on every platform and takes its shape rule from it."""
     primitive = Primitive(f"jaxconv_{name}")
-
-    def named(*operands: jax.Array, **static: Any) -> jax.Array:
-        return compute(*operands, **static)
-
-    named.__name__ = named.__qualname__ = primitive.name
 
     @functools.lru_cache(maxsize=4096)
     def program(static: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
@@ -71,7 +63,7 @@ def _define(name: str, compute: Callable[..., jax.Array]) -> Primitive:
 
     primitive.def_impl(eager)
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(named, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
     return primitive
 
 

@@ -1,8 +1,7 @@
-"""Pooling: the derivative of each pool is a linear map of the window, and its transpose is written here."""
+"""Average, p-norm and global pooling: sums over windows, and δ spread back over them."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,76 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
-from jaxconv.geometry import Geometry, Layout, check_layout, per_axis, spatial_rank, window_geometry
+from jaxconv.geometry import Geometry, Layout, check_layout, spatial_rank, window_geometry
 from jaxconv.ops.wiring import Rule, apply, check_rules, floating
-
-# Max pooling: remember the winning tap, take from it, put back on it.
-
-
-def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each window and the row-major number of the first tap that holds it; NaN beats all."""
-    read = forward.padded(x, geometry, -np.inf)
-    every = forward.taps(geometry)
-    best = forward.tap_slice(read, every[0], geometry)
-    winner = jnp.zeros(best.shape, np.min_scalar_type(len(every) - 1))
-    for number, tap in enumerate(every[1:], 1):
-        value = forward.tap_slice(read, tap, geometry)
-        wins = (value > best) | (jnp.isnan(value) & ~jnp.isnan(best))
-        best = jnp.where(wins, value, best)
-        winner = jnp.where(wins, jnp.asarray(number, winner.dtype), winner)
-    return best, winner
-
-
-def _take(x: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
-    """y[n, p, c] = x at the remembered tap of window p; 0 where that tap lies on padding."""
-    read = forward.padded(x, static)
-    y = jnp.zeros(winner.shape, x.dtype)
-    for number, tap in enumerate(forward.taps(static)):
-        y = jnp.where(winner == number, forward.tap_slice(read, tap, static), y)
-    return y
-
-
-def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
-    """dx[n, s·p + d·k − lo, c] += g[n, p, c] where window p remembers tap k: masks and padding, no scatter."""
-    dx = None
-    for number, tap in enumerate(forward.taps(static)):
-        own = jnp.where(winner == number, wide(g), 0)
-        config = [(0, 0, 0)] * g.ndim
-        for axis, j, a in zip(static.layout.x[2:], tap, static.axes, strict=True):
-            low = j * a.dilation - a.lo
-            reach = (a.out - 1) * a.stride + 1 if a.out else 0
-            config[axis] = (low, a.n - low - reach, a.stride - 1)
-        placed = lax.pad(own, jnp.zeros((), own.dtype), config)
-        dx = placed if dx is None else dx + placed
-    assert dx is not None
-    return dx.astype(g.dtype)
-
-
-_at_winner = primitives.linear_pair("take_winner", _take, _put)
-
-
-def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.Array:
-    return _at_winner.apply(t, winner, static=static)
-
-
-_MAX_POOL = Rule(
-    primal=lambda static, x: forward.max_pool(x, static),
-    forward=lambda static, x: _remember(x, static),
-    tangent=_max_pool_tangent,
-    cotangent=lambda static, winner, g: (_put(g, winner, static),),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _put_by_rule(y: jax.Array, winner: jax.Array, geometry: Geometry) -> jax.Array:
-    return _put(y, winner, geometry)
-
-
-_put_by_rule.defvjp(
-    lambda y, winner, geometry: (_put(y, winner, geometry), winner),
-    lambda geometry, winner, g: (_take(g, winner, geometry), None),
-)
-
 
 # Sums over windows
 
@@ -187,9 +118,10 @@ _GLOBAL_AVG_POOL = Rule(
 # The public functions
 
 
-def _setup(
+def pool_geometry(
     function: str, x: Any, window: Any, stride: Any, padding: Any, dilation: Any, layout: Any
 ) -> tuple[jax.Array, Geometry]:
+    """Validate what all pools share; x as an array, and the geometry of its windows."""
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "x", x.shape, layout)
@@ -198,155 +130,6 @@ def _setup(
         function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
         layout=layout,
     )  # fmt: skip
-
-
-def max_pool(
-    x: ArrayLike,
-    window: int | Sequence[int],
-    *,
-    stride: int | Sequence[int] | None = None,
-    padding: str | int | Sequence[Any] = "VALID",
-    dilation: int | Sequence[int] = 1,
-    layout: str = "NHWC",
-    return_indices: bool = False,
-    rules: str = "fast",
-) -> Any:
-    """The largest element of each window.
-
-    y[n, p, c] = max_k x[n, s·p + d·k − lo, c]
-
-    A differentiated call remembers which tap won, in the smallest unsigned integer that can count the taps;
-    the gradient puts each δ back on that tap by masks and interior padding, without a scatter, so it is
-    deterministic. An undifferentiated call is a plain `reduce_window`.
-
-    At a tie the first tap in row-major order gets all of δ. A NaN in the window is the result, and the first
-    NaN gets δ. Padding counts as −∞; a window of nothing but padding gives −∞ and passes no gradient.
-
-    Args:
-      x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating.
-      window: taps, an int or one per spatial axis.
-      stride: step of the window; None means `window`.
-      padding, dilation, layout: as in `jaxconv.conv`.
-      return_indices: also return where each maximum stands, for `max_unpool`.
-      rules: "fast", "textbook", "rotated" or "autodiff".
-
-    Returns:
-      y, in x's dtype; with `return_indices`, (y, indices): int32 row-major positions in the spatial axes of x,
-      −1 where the window holds only padding.
-
-    Raises:
-      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxconv
-      >>> x = jnp.array([1.0, 3.0, 3.0, 2.0]).reshape(1, 4, 1)
-      >>> jaxconv.max_pool(x, 2)[0, :, 0]
-      Array([3., 3.], dtype=float32)
-      >>> jax.grad(lambda x: jaxconv.max_pool(x, 4).sum())(x)[0, :, 0]
-      Array([0., 1., 0., 0.], dtype=float32)
-
-    Source: the pooling layer with remembered positions of A. Saraswat's article, without its loops.
-    """
-    z, geometry = _setup("max_pool", x, window, stride, padding, dilation, layout)
-    check_rules("max_pool", rules)
-    y = apply(rules, _MAX_POOL, geometry, z)
-    if not return_indices:
-        return y
-    _, winner = _remember(lax.stop_gradient(z), geometry)
-    return y, _positions(winner, geometry)
-
-
-def _tap_positions(geometry: Geometry, tap: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Where `tap` reads, as row-major input positions over the outputs, and whether it reads a real element."""
-    flat = np.zeros((1,) * (geometry.rank + 2), np.int32)
-    real = np.ones_like(flat, bool)
-    for axis, j, a in zip(geometry.layout.y[2:], tap, geometry.axes, strict=True):
-        along = [1] * (geometry.rank + 2)
-        along[axis] = a.out
-        position = (np.arange(a.out, dtype=np.int32) * a.stride + j * a.dilation - a.lo).reshape(along)
-        flat = flat * a.n + position
-        real = real & (position >= 0) & (position < a.n)
-    return flat, real
-
-
-def _positions(winner: jax.Array, geometry: Geometry) -> jax.Array:
-    indices = jnp.full(winner.shape, -1, jnp.int32)
-    for number, tap in enumerate(forward.taps(geometry)):
-        flat, real = _tap_positions(geometry, tap)
-        indices = jnp.where((winner == number) & real, flat, indices)
-    return indices
-
-
-def max_unpool(
-    y: ArrayLike,
-    indices: ArrayLike,
-    window: int | Sequence[int],
-    spatial_shape: int | Sequence[int],
-    *,
-    stride: int | Sequence[int] | None = None,
-    padding: str | int | Sequence[Any] = "VALID",
-    dilation: int | Sequence[int] = 1,
-    layout: str = "NHWC",
-    rules: str = "fast",
-) -> jax.Array:
-    """Put each element of y back where `max_pool` found it; all other positions are 0.
-
-    The transpose of taking the remembered elements: where windows overlap and two of them remember the same
-    position, their values add up. An index that its window cannot have produced is ignored.
-
-    Args:
-      y: (n, *out, c) or (n, c, *out) after `layout`; floating.
-      indices: integers of y's shape, as `max_pool(..., return_indices=True)` returns them.
-      window, stride, padding, dilation, layout: those of the `max_pool`.
-      spatial_shape: spatial sizes of the result.
-      rules: "fast", "textbook", "rotated" or "autodiff".
-
-    Returns:
-      x: (n, *spatial_shape, c) or (n, c, *spatial_shape), in y's dtype.
-
-    Raises:
-      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxconv
-      >>> x = jnp.array([1.0, 3.0, 5.0, 2.0]).reshape(1, 4, 1)
-      >>> y, indices = jaxconv.max_pool(x, 2, return_indices=True)
-      >>> jaxconv.max_unpool(y, indices, 2, 4)[0, :, 0]
-      Array([0., 3., 5., 0.], dtype=float32)
-
-    Source: `max_pool`'s gradient, as a layer.
-    """
-    function = "max_unpool"
-    y, indices = floating(function, "y", y), jnp.asarray(indices)
-    check_rules(function, rules)
-    layout = check_layout(function, layout)
-    rank = spatial_rank(function, "y", y.shape, layout)
-    spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
-    geometry = window_geometry(
-        function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
-        layout=layout,
-    )  # fmt: skip
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"{function}: indices.dtype must be an integer, but is {indices.dtype}.")
-    place = geometry.layout.y
-    expected = geometry.y_shape(y.shape[place[0]], y.shape[place[1]])
-    for name, shape in (("y", y.shape), ("indices", indices.shape)):
-        if shape != expected:
-            raise ValueError(
-                f"{function}: {name}.shape must be what max_pool gives for spatial {spatial}, "
-                f"but {shape} != {expected}. Pass the window, stride, padding and dilation of the max_pool."
-            )
-    every = forward.taps(geometry)
-    nobody = len(every)  # a number no tap has: such a δ is put nowhere
-    winner = jnp.full(indices.shape, nobody, np.min_scalar_type(nobody))
-    for number, tap in enumerate(every):
-        flat, real = _tap_positions(geometry, tap)
-        winner = jnp.where((indices == flat.astype(indices.dtype)) & real, jnp.asarray(number, winner.dtype), winner)
-    if rules == "fast":
-        return _at_winner.transpose(y, winner, static=geometry)
-    if rules == "autodiff":
-        return _put(y, winner, geometry)
-    return _put_by_rule(y, winner, geometry)
 
 
 def avg_pool(
@@ -385,7 +168,7 @@ def avg_pool(
 
     Source: a depthwise convolution with a constant kernel; its transpose is the full window sum of δ.
     """
-    z, geometry = _setup("avg_pool", x, window, stride, padding, dilation, layout)
+    z, geometry = pool_geometry("avg_pool", x, window, stride, padding, dilation, layout)
     check_rules("avg_pool", rules)
     return apply(rules, _AVG_POOL, (geometry, bool(count_padding)), z)
 
@@ -428,7 +211,7 @@ def lp_pool(
 
     Source: the chain rule on the p-norm, with the subgradient 0 at 0.
     """
-    z, geometry = _setup("lp_pool", x, window, stride, padding, dilation, layout)
+    z, geometry = pool_geometry("lp_pool", x, window, stride, padding, dilation, layout)
     check_rules("lp_pool", rules)
     if isinstance(p, bool) or not isinstance(p, int | float):
         raise TypeError(f"lp_pool: p must be a number, but is {p!r}.")
