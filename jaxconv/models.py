@@ -90,21 +90,21 @@ def _inverted_residual(inputs: int, features: int, stride: int, expansion: int) 
     return residual(body) if stride == 1 and inputs == features else body
 
 
-def mobilenet_v2(classes: int = 10) -> Layer:
+# (expansion, channels, repeats, stride) of each stage
+_MOBILE_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 2, 2), (6, 64, 3, 2), (6, 96, 2, 1))
+
+
+def mobilenet_v2(
+    classes: int = 10, stages: Sequence[tuple[int, int, int, int]] = _MOBILE_STAGES, stem: int = 32, head: int = 384
+) -> Layer:
     """A MobileNet-V2-like net (Sandler et al., 2018) for 32×32: depthwise 3×3 between 1×1 convolutions."""
-    blocks, inputs = [], 32
-    for expansion, features, repeats, stride in (
-        (1, 16, 1, 1),
-        (6, 24, 2, 1),
-        (6, 32, 2, 2),
-        (6, 64, 3, 2),
-        (6, 96, 2, 1),
-    ):
+    blocks, inputs = [], stem
+    for expansion, features, repeats, stride in stages:
         for i in range(repeats):
             blocks.append(_inverted_residual(inputs, features, stride if not i else 1, expansion))
             inputs = features
-    head = [*_conv_bn(384, 1), Activation(relu6), GlobalAvgPool(), Dense(classes)]
-    return serial(*_conv_bn(32, 3), Activation(relu6), *blocks, *head)
+    last = [*_conv_bn(head, 1), Activation(relu6), GlobalAvgPool(), Dense(classes)]
+    return serial(*_conv_bn(stem, 3), Activation(relu6), *blocks, *last)
 
 
 def _convnext_block(width: int) -> Layer:

@@ -9,7 +9,7 @@ import pytest
 
 import jaxconv
 from jaxconv.layers import Conv, Dense, Dropout, MaxPool, residual, serial
-from jaxconv.models import MODELS, convnext, resnet18, vgg
+from jaxconv.models import MODELS, convnext, mobilenet_v2, resnet18, vgg
 
 SMALL = {
     "article": (MODELS["article"], (2, 12, 12, 1)),
@@ -17,7 +17,7 @@ SMALL = {
     "lenet5": (MODELS["lenet5"], (2, 28, 28, 1)),
     "vgg": (lambda classes: vgg(classes, (4, 8)), (2, 8, 8, 3)),
     "resnet18": (lambda classes: resnet18(classes, 4), (2, 16, 16, 3)),
-    "mobilenet_v2": (MODELS["mobilenet_v2"], (2, 8, 8, 3)),
+    "mobilenet_v2": (lambda classes: mobilenet_v2(classes, ((1, 4, 1, 1), (6, 6, 2, 2)), 4, 8), (2, 8, 8, 3)),
     "convnext": (lambda classes: convnext(classes, (8, 16), 1), (2, 16, 16, 3)),
 }
 
