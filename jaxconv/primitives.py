@@ -73,8 +73,8 @@ def _varying(aval: Any) -> frozenset[Any]:
     return known if known is not None else aval.manual_axis_type.varying
 
 
-def _alike(operands: Sequence[Any]) -> list[Any]:
-    """Operands marked as varying over the same manual axes; the transpose of the mark is a `psum`."""
+def alike(*operands: Any) -> list[Any]:
+    """Operands marked as varying over the same manual axes, under `shard_map`; the transpose of the mark is a `psum`."""
     varying = [_varying(jax.typeof(a)) for a in operands]
     union = frozenset().union(*varying)
     return [
@@ -94,7 +94,7 @@ def _explicit_mesh(operands: Sequence[Any]) -> Any:
 
 def _bind(primitive: Primitive, specs: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
     """Bind under any mesh. Under an explicit one the partitioner works inside and `specs` names the outcome."""
-    operands = tuple(_alike(operands))
+    operands = tuple(alike(*operands))
     mesh = _explicit_mesh(operands)
     if mesh is None:
         return primitive.bind(*operands, **static)

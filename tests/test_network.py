@@ -211,8 +211,9 @@ def test_jit_with_a_batch_sharded_input(kind: AxisType) -> None:
     assert all(a.sharding.is_fully_replicated for a in jax.tree.leaves(ours))
 
 
+@pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map(check_vma: bool) -> None:
+def test_shard_map(rules: str, check_vma: bool) -> None:
     params, _, x, y = setup()
     exact = jax.jit(jax.grad(lambda p: loss(p, x, y, "autodiff", train=False)))(params)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -221,7 +222,7 @@ def test_shard_map(check_vma: bool) -> None:
         jax.shard_map, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=check_vma
     )
     def step(p: Any, x: jax.Array, y: jax.Array) -> Any:
-        grads = jax.grad(lambda p: loss(p, x, y, "fast", train=False) / 4)(p)
+        grads = jax.grad(lambda p: loss(p, x, y, rules, train=False) / 4)(p)
         # With check_vma, the transpose of "p is the same everywhere" has summed over the devices already.
         return grads if check_vma else jax.lax.psum(grads, "data")
 

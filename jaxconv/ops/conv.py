@@ -114,6 +114,7 @@ def convolve(
         return primitives.conv(x, w, geometry, precision=precision, dtype=dtype or x.dtype, engine=engine)
     if rules == "autodiff":
         return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
+    x, w = primitives.alike(x, w)
     return _by_rule(x, w, geometry, rule_set(rules), precision, dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from jaxconv import primitives
 from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, integer, per_axis, placed
 from jaxconv.ops.conv import (
     Rules,
@@ -100,7 +101,7 @@ def conv_transpose(
     if rules in ("fast", "autodiff"):
         y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
     else:
-        y = _by_rule(x, w, geometry, rule_set(rules), precision)
+        y = _by_rule(*primitives.alike(x, w), geometry, rule_set(rules), precision)
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from jaxconv import primitives
 from jaxconv.rules import NAMED
 
 RULES = (*NAMED, "autodiff")
@@ -40,7 +41,7 @@ def apply(rules: Any, rule: Rule, static: Hashable, *operands: jax.Array) -> jax
     if rules == "autodiff":
         return rule.primal(static, *operands)
     bind = _linearised if rules == "fast" else _reversed
-    return bind(rule, static)(*operands)
+    return bind(rule, static)(*primitives.alike(*operands))
 
 
 @functools.lru_cache(maxsize=1024)
