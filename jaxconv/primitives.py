@@ -74,7 +74,7 @@ def _varying(aval: Any) -> frozenset[Any]:
 
 
 def alike(*operands: Any) -> list[Any]:
-    """Operands marked as varying over the same manual axes, under `shard_map`; the transpose of the mark is a `psum`."""
+    """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
     varying = [_varying(jax.typeof(a)) for a in operands]
     union = frozenset().union(*varying)
     return [
