@@ -46,6 +46,13 @@ def test_a_key_draws_one_mask_and_another_key_another() -> None:
         assert np.mean(drop(other) != first) > 0.4
 
 
+def test_a_key_draws_the_same_mask_with_and_without_x64() -> None:
+    x = np.ones(2000, np.float32)
+    with jax.enable_x64(False):
+        narrow = jaxconv.dropout(x, 0.5, KEY)
+    np.testing.assert_array_equal(jaxconv.dropout(x, 0.5, KEY), narrow)
+
+
 def test_a_raw_key_serves_like_a_typed_one() -> None:
     x = np.ones(2000)
     raw = jax.random.key_data(KEY)
