@@ -125,8 +125,9 @@ def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
         a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str
     ) -> jax.Array:
         del engine  # who computes; there is one engine so far
-        common = jnp.promote_types(a.dtype, b.dtype)
-        wanted = None if dtype == common else jnp.promote_types(dtype, common)
+        with jax.numpy_dtype_promotion("standard"):  # δ may be wider than the kernel it meets
+            common = jnp.promote_types(a.dtype, b.dtype)
+            wanted = None if dtype == common else jnp.promote_types(dtype, common)
         out = rule(a.astype(common), b.astype(common), geometry, precision=precision, preferred_element_type=wanted)
         return out.astype(dtype)
 
@@ -135,11 +136,14 @@ def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
     def specs(a: Any, b: Any, *, geometry: Geometry, **_: Any) -> tuple[Any, ...]:
         """Batch and channel axes keep their sharding; a contracted axis is summed over its devices."""
         place = geometry.layout._asdict()
-        keep = [None] * (geometry.rank + 2)
+        keep: list[Any] = [None] * (geometry.rank + 2)
         for source, spec in zip(arrays[:2], (a, b), strict=True):
             for there, here in _SHARED[source + arrays[2]]:
-                if geometry.groups == 1 or (there, here) != (1, 1):  # c counts one group in w, all of them in x
-                    keep[place[arrays[2]][here]] = spec[place[source][there]]
+                sharding = spec[place[source][there]]
+                if geometry.groups > 1 and (there, here) == (1, 1):  # c counts one group in w, all of them in x
+                    continue
+                if sharding not in keep:  # a mesh axis can split one axis only: the first operand's has it
+                    keep[place[arrays[2]][here]] = sharding
         return tuple(keep)
 
     return _Map(primitive, functools.partial(_bind, primitive, specs))
@@ -234,6 +238,13 @@ def _batching(of: _Map, arrays: str) -> None:
         geometry: Geometry = static["geometry"]
         place = geometry.layout._asdict()
         (a, b), (i, j) = operands, dims
+        if 0 in (operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None):
+            single = [
+                jax.ShapeDtypeStruct(a.shape if d is None else a.shape[:d] + a.shape[d + 1 :], a.dtype)
+                for a, d in zip(operands, dims, strict=True)
+            ]
+            out = jax.eval_shape(functools.partial(of.bind, **static), *single)
+            return jnp.zeros((0, *out.shape), out.dtype), 0
         if i is not None and j is not None:
             size = a.shape[i]
             a = _fold(a, i, place[arrays[0]][_GROUP_AXIS[arrays[0]]])

@@ -53,35 +53,33 @@ def transposed(message: str, *operands: Any, error: type[Exception] = ValueError
     return Mistake(jaxconv.conv_transpose, operands or (X, V), options, error, message)
 
 
-NO_PLACE = "Arrays and floats have no place here."
-
 CHANNELS = [
     conv(
         "w.shape[2] * groups must equal x.shape[-1], but 3 * 1 != 6 (x is NHWC, w is HWIO). "
-        'Did you pass NCHW? Say layout="NCHW".',
+        'Did you pass NCHW? Say layout="NCHW", for x and w alike.',
         zeros(2, 3, 5, 6),
         zeros(4, 3, 3, 3),
     ),
     conv(
         "w.shape[1] * groups must equal x.shape[1], but 3 * 1 != 5 (x is NCHW, w is OIHW). "
-        'Did you pass NHWC? Say layout="NHWC".',
+        'Did you pass NHWC? Say layout="NHWC", for x and w alike.',
         layout="NCHW",
     ),
     conv(
         "w.shape[1] * groups must equal x.shape[-1], but 4 * 1 != 7 (x is NWC, w is WIO). "
-        'Did you pass NCW? Say layout="NCHW".',
+        'Did you pass NCW? Say layout="NCHW", for x and w alike.',
         zeros(2, 4, 7),
         zeros(5, 4, 3),
     ),
     conv(
         "w.shape[3] * groups must equal x.shape[-1], but 2 * 1 != 4 (x is NDHWC, w is DHWIO). "
-        'Did you pass NCDHW? Say layout="NCHW".',
+        'Did you pass NCDHW? Say layout="NCHW", for x and w alike.',
         zeros(1, 2, 4, 4, 4),
         zeros(3, 2, 3, 2, 3),
     ),
     conv(
         "w.shape[2] * groups must equal x.shape[-1], but 3 * 3 != 3 (x is NHWC, w is HWIO). "
-        "With groups, each kernel sees only its group: w.shape[2] = x channels // groups.",
+        "Each kernel sees the channels of one group: w.shape[2] = x channels // groups.",
         groups=3,
     ),
     conv(
@@ -99,30 +97,81 @@ CHANNELS = [
     ),
     transposed(
         "w.shape[3] must equal the channels of x, but 4 != 3 (x is NHWC; w is the HWIO kernel of the convolution that "
-        "this one transposes: I counts outputs here, O inputs). Did you exchange I and O?",
+        "this one transposes: I counts outputs here, O inputs). Did you exchange I and O, "
+        "or pass the other layout? There are NHWC and NCHW.",
         X,
         W,
     ),
     transposed("groups must divide the channels of x, but 3 % 2 = 1.", groups=2),
 ]
 
+KINDS = [
+    conv("flip_kernel must be True or False, but is 'no'.", error=TypeError, flip_kernel="no"),
+    conv(
+        "preferred_element_type must be x's dtype or a wider floating one, but bfloat16 is neither for float32. "
+        "Convert the result: y.astype(...).",
+        error=TypeError,
+        preferred_element_type=jnp.bfloat16,
+    ),
+    conv(
+        "preferred_element_type must be x's dtype or a wider floating one, but int32 is neither for float32. "
+        "Convert the result: y.astype(...).",
+        error=TypeError,
+        preferred_element_type=np.int32,
+    ),
+    conv(
+        "w must have at least one tap along every spatial axis, but its taps are (3, 0) (w.shape = (3, 0, 3, 4)).",
+        X,
+        zeros(3, 0, 3, 4),
+    ),
+    Mistake(
+        jaxconv.conv_kernel_grad,
+        (X, G, 3),
+        {"groups": 2},
+        ValueError,
+        "groups must divide the channels of x, but 3 % 2 = 1.",
+    ),
+    Mistake(
+        jaxconv.conv_transpose_kernel_grad,
+        (X, G, 3),
+        {"groups": 3},
+        ValueError,
+        "groups must divide the channels of g, but 4 % 3 = 1.",
+    ),
+]
+
 AXES = [
     conv(
-        "x must have a batch, a channel and at least 1 spatial axes (NWC), but x.shape = (7, 3) has 2 < 3 axes. "
+        "x must have a batch, a channel and at least 1 spatial axis (NWC), but x.shape = (7, 3) has 2 < 3 axes. "
         "A single example needs a batch axis: x[None].",
         zeros(7, 3),
         zeros(3, 3),
     ),
-    conv("w must have as many axes as x, but 3 != 4 (w.shape = (3, 3, 4), x.shape = (2, 5, 6, 3)).", X, zeros(3, 3, 4)),
+    conv(
+        "w must have as many axes as x, but 3 != 4 (w.shape = (3, 3, 4), x.shape = (2, 5, 6, 3)). "
+        "A single example needs a batch axis: [None].",
+        X,
+        zeros(3, 3, 4),
+    ),
     transposed(
-        "w must have as many axes as x, but 4 != 5 (w.shape = (3, 3, 4, 3), x.shape = (1, 2, 5, 6, 3)).", X[None], V
+        "w must have as many axes as x, but 4 != 5 (w.shape = (3, 3, 4, 3), x.shape = (1, 2, 5, 6, 3)). "
+        "A single example needs a batch axis: [None].",
+        X[None],
+        V,
     ),
 ]
 
 PADDING = [
+    conv(
+        "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, "
+        "but is None.",
+        error=TypeError,
+        padding=None,
+    ),
+    conv("padding[0] must be an int or a (lo, hi) pair, but is 'SAME'.", error=TypeError, padding=("SAME", "SAME")),
     *(
         of(
-            "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per axis or (lo, hi) pairs, "
+            "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, "
             "but is 'FULL'.",
             padding="FULL",
         )
@@ -141,10 +190,14 @@ PADDING = [
     ),
     conv("padding[1] must be a (lo, hi) pair, but has 1 entries.", padding=((1, 2), (1,))),
     conv("padding[0] must be a (lo, hi) pair, but has 3 entries.", padding=((1, 2, 3), (1, 1))),
-    conv(f"padding must be an int, but is True. {NO_PLACE}", error=TypeError, padding=True),
-    conv(f"padding[0] must be an int, but is 1.5. {NO_PLACE}", error=TypeError, padding=(1.5, 1)),
-    conv(f"padding[1][0] must be an int, but is 0.5. {NO_PLACE}", error=TypeError, padding=(1, (0.5, 1))),
-    conv(f"padding[0][1] must be an int, but is True. {NO_PLACE}", error=TypeError, padding=((1, True), (1, 1))),
+    conv(
+        "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, but is True.",
+        error=TypeError,
+        padding=True,
+    ),
+    conv("padding[0] must be an int or a (lo, hi) pair, but is 1.5.", error=TypeError, padding=(1.5, 1)),
+    conv("padding[1][0] must be an int, but is 0.5.", error=TypeError, padding=(1, (0.5, 1))),
+    conv("padding[0][1] must be an int, but is True.", error=TypeError, padding=((1, True), (1, 1))),
     conv(
         "padding must not crop more than there is, but spatial axis 0 has 5 elements and 5 + -3 + -3 < 0.", padding=-3
     ),
@@ -173,15 +226,15 @@ INTEGERS = [
     for mistake in [
         of(f"{name} must be at least {least}, but {least - 1} < {least}.", **{name: least - 1}),
         of(f"{name}[1] must be at least {least}, but -2 < {least}.", **{name: (1, -2)}),
-        of(f"{name} must be an int, but is 1.0. {NO_PLACE}", error=TypeError, **{name: 1.0}),
-        of(f"{name} must be an int, but is True. {NO_PLACE}", error=TypeError, **{name: True}),
-        of(f"{name}[0] must be an int, but is 2.0. {NO_PLACE}", error=TypeError, **{name: [2.0, 1]}),
+        of(f"{name} must be an int, but is 1.0.", error=TypeError, **{name: 1.0}),
+        of(f"{name} must be an int, but is True.", error=TypeError, **{name: True}),
+        of(f"{name}[0] must be an int, but is 2.0.", error=TypeError, **{name: [2.0, 1]}),
         of(f"{name} must be an int or one int per spatial axis, but is '2'.", error=TypeError, **{name: "2"}),
         of(f"{name} must be an int or have one entry per spatial axis, but len({name}) = 3 != 2.", **{name: (1, 1, 1)}),
     ]
 ] + [
     conv("groups must be at least 1, but 0 < 1.", groups=0),
-    conv(f"groups must be an int, but is 1.0. {NO_PLACE}", error=TypeError, groups=1.0),
+    conv("groups must be an int, but is 1.0.", error=TypeError, groups=1.0),
     transposed("groups must be at least 1, but -1 < 1.", groups=-1),
     transposed(
         "output_padding must be smaller than the stride or the dilation, but 2 >= max(2, 1). "
@@ -249,7 +302,7 @@ GRADIENTS = [
         jaxconv.conv_input_grad,
         (5, 7),
         "g.shape must be that of the forward output, but (2, 5, 6, 4) != (2, 5, 7, 4). "
-        "With these options, the convolution maps spatial (5, 7) to (5, 7).",
+        "With these options, the forward pass maps spatial (5, 7) to (5, 7).",
         G,
         W,
     ),
@@ -257,7 +310,7 @@ GRADIENTS = [
         jaxconv.conv_input_grad,
         (5, 6),
         "g.shape must be that of the forward output, but (2, 5, 6, 4) != (2, 3, 3, 4). "
-        "With these options, the convolution maps spatial (5, 6) to (3, 3).",
+        "With these options, the forward pass maps spatial (5, 6) to (3, 3).",
         G,
         W,
         stride=2,
@@ -265,7 +318,8 @@ GRADIENTS = [
     gradient(
         jaxconv.conv_input_grad,
         5,
-        "w must have as many axes as g, but 4 != 3 (w.shape = (3, 3, 3, 4), g.shape = (2, 5, 4)).",
+        "w must have as many axes as g, but 4 != 3 (w.shape = (3, 3, 3, 4), g.shape = (2, 5, 4)). "
+        "A single example needs a batch axis: [None].",
         zeros(2, 5, 4),
         W,
     ),
@@ -281,7 +335,7 @@ GRADIENTS = [
         jaxconv.conv_kernel_grad,
         3,
         "g.shape must be that of the forward output, but (1, 5, 6, 4) != (2, 5, 6, 4). "
-        "With these options, the convolution maps spatial (5, 6) to (5, 6).",
+        "With these options, the forward pass maps spatial (5, 6) to (5, 6).",
         X,
         G[:1],
     ),
@@ -305,7 +359,7 @@ GRADIENTS = [
         jaxconv.conv_transpose_kernel_grad,
         3,
         "g.shape must be that of the forward output, but (2, 5, 5, 4) != (2, 5, 6, 4). "
-        "With these options, the convolution maps spatial (5, 6) to (5, 6).",
+        "With these options, the forward pass maps spatial (5, 6) to (5, 6).",
         X,
         zeros(2, 5, 5, 4),
     ),
@@ -314,12 +368,12 @@ GRADIENTS = [
         (zeros(6, 4),),
         {},
         ValueError,
-        "g must have a batch, a channel and at least 1 spatial axes (NWC), but g.shape = (6, 4) has 2 < 3 axes. "
+        "g must have a batch, a channel and at least 1 spatial axis (NWC), but g.shape = (6, 4) has 2 < 3 axes. "
         "A single example needs a batch axis: g[None].",
     ),
 ]
 
-MISTAKES = [*CHANNELS, *AXES, *PADDING, *INTEGERS, *CHOICES, *DTYPES, *GRADIENTS]
+MISTAKES = [*CHANNELS, *KINDS, *AXES, *PADDING, *INTEGERS, *CHOICES, *DTYPES, *GRADIENTS]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=str)
@@ -364,7 +418,7 @@ def test_what_is_no_array_is_named(name: str, value: Any) -> None:
 
 
 def test_a_traced_stride_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"^conv: stride must be an int, but is .*JitTracer.*\. Arrays and floats"):
+    with pytest.raises(TypeError, match=r"^conv: stride must be an int, but is .*JitTracer.*"):
         jax.jit(lambda s: jaxconv.conv(X, W, stride=s))(jnp.asarray(2, jnp.int32))
 
 

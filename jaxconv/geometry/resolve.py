@@ -13,6 +13,7 @@ from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout
 
 PAIRS = "(lo, hi) pairs"
 WORDS = ("SAME", "SAME_LOWER", "VALID", "CAUSAL")
+PADDINGS = f"one of {', '.join(WORDS)}, an int, one int per spatial axis or {PAIRS}"
 
 
 def names(layout: str, rank: int) -> tuple[str, str]:
@@ -21,16 +22,19 @@ def names(layout: str, rank: int) -> tuple[str, str]:
     return (f"N{spatial}C", f"{spatial}IO") if layout == "NHWC" else (f"NC{spatial}", f"OI{spatial}")
 
 
+def _is_integer(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
 def integer(function: str, name: str, value: Any, least: int | None = None) -> int:
     """`value` as an int of at least `least`, or an error that names the argument."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        result = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{function}: {name} must be an int, but is {value!r}. Arrays and floats have no place here."
-        ) from None
+    if not _is_integer(value):
+        raise TypeError(f"{function}: {name} must be an int, but is {value!r}.")
+    result = operator.index(value)
     if least is not None and result < least:
         raise ValueError(f"{function}: {name} must be at least {least}, but {result} < {least}.")
     return result
@@ -61,10 +65,7 @@ def resolve_padding(
     if isinstance(padding, str):
         word = padding.upper()
         if word not in WORDS:
-            raise ValueError(
-                f"{function}: padding must be one of {', '.join(WORDS)}, an int, one int per axis "
-                f"or {PAIRS}, but is {padding!r}."
-            )
+            raise ValueError(f"{function}: padding must be {PADDINGS}, but is {padding!r}.")
         if word == "VALID":
             return ((0, 0),) * rank
         if word == "CAUSAL":
@@ -78,22 +79,25 @@ def resolve_padding(
         small = [(t // 2, t - t // 2) for t in total]
         return tuple(small if word == "SAME" else [(hi, lo) for lo, hi in small])
     if not isinstance(padding, Sequence):
-        padding = (integer(function, "padding", padding),) * rank
+        if not _is_integer(padding):
+            raise TypeError(f"{function}: padding must be {PADDINGS}, but is {padding!r}.")
+        padding = (operator.index(padding),) * rank
     if len(padding) != rank:
         raise ValueError(
             f"{function}: padding must have one entry per spatial axis, but len(padding) = {len(padding)} != {rank}. "
             f"Give an int, one int per axis or {PAIRS}."
         )
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for i, entry in enumerate(padding):
         if isinstance(entry, Sequence) and not isinstance(entry, str):
             if len(entry) != 2:
                 raise ValueError(f"{function}: padding[{i}] must be a (lo, hi) pair, but has {len(entry)} entries.")
             lo, hi = entry
             pairs.append((integer(function, f"padding[{i}][0]", lo), integer(function, f"padding[{i}][1]", hi)))
+        elif _is_integer(entry):
+            pairs.append((operator.index(entry),) * 2)
         else:
-            amount = integer(function, f"padding[{i}]", entry)
-            pairs.append((amount, amount))
+            raise TypeError(f"{function}: padding[{i}] must be an int or a (lo, hi) pair, but is {entry!r}.")
     for i, (n, (lo, hi)) in enumerate(zip(lengths, pairs, strict=True)):
         if n + lo + hi < 0:
             raise ValueError(
@@ -104,7 +108,7 @@ def resolve_padding(
 
 
 def check_layout(function: str, layout: Any) -> str:
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(
             f"{function}: layout must be one of {', '.join(LAYOUTS)}, for any number of spatial axes, "
             f"but is {layout!r}."
@@ -116,8 +120,9 @@ def spatial_rank(function: str, name: str, shape: Sequence[int], layout: str, le
     """The number of spatial axes of a batch of this shape, at least `least`."""
     rank = len(shape) - 2
     if rank < least:
+        spatial = f" and at least {least} spatial {'axis' if least == 1 else 'axes'}" if least else ""
         raise ValueError(
-            f"{function}: {name} must have a batch, a channel and at least {least} spatial axes "
+            f"{function}: {name} must have a batch, a channel{spatial} "
             f"({names(layout, max(rank, least))[0]}), "
             f"but {name}.shape = {tuple(shape)} has {len(shape)} < {2 + least} axes. "
             f"A single example needs a batch axis: {name}[None]."
@@ -137,11 +142,10 @@ def window_geometry(
     groups: int = 1,
     layout: str = "NHWC",
     flip_kernel: bool = False,
-    window_name: str = "window",
 ) -> Geometry:
     """Validate the spatial options shared by convolutions and pools, and resolve them."""
     rank = len(spatial)
-    taps = per_axis(function, window_name, window, rank, 1)
+    taps = per_axis(function, "window", window, rank, 1)
     strides = per_axis(function, "stride", stride, rank, 1)
     dilations = per_axis(function, "dilation", dilation, rank, 1)
     input_dilations = per_axis(function, "input_dilation", input_dilation, rank, 1)
@@ -153,6 +157,16 @@ def window_geometry(
     return Geometry(
         tuple(spatial), taps, strides, pads, dilations, input_dilations, groups, Layout.of(layout, rank), flip_kernel
     )
+
+
+def _kernel_taps(function: str, w_shape: Sequence[int], place: Layout) -> tuple[int, ...]:
+    taps = tuple(w_shape[axis] for axis in place.w[2:])
+    if 0 in taps:
+        raise ValueError(
+            f"{function}: w must have at least one tap along every spatial axis, but its taps are {taps} "
+            f"(w.shape = {tuple(w_shape)})."
+        )
+    return taps
 
 
 def conv_geometry(
@@ -188,10 +202,12 @@ def conv_geometry(
     place = Layout.of(layout, rank)
     channels, inputs, outputs = x_shape[place.x[1]], w_shape[place.w[1]], w_shape[place.w[0]]
     if inputs * groups != channels:
-        other = LAYOUTS[1 - LAYOUTS.index(layout)]
-        hint = f'Did you pass {names(other, rank)[0]}? Say layout="{other}".'
-        if inputs == channels:
-            hint = f"With groups, each kernel sees only its group: w.shape[{place.w[1]}] = x channels // groups."
+        hint = f"Each kernel sees the channels of one group: w.shape[{place.w[1]}] = x channels // groups."
+        if rank:
+            other = LAYOUTS[1 - LAYOUTS.index(layout)]
+            there = Layout.of(other, rank)
+            if x_shape[there.x[1]] in (inputs * groups, w_shape[there.w[1]] * groups):
+                hint = f'Did you pass {names(other, rank)[0]}? Say layout="{other}", for x and w alike.'
         raise ValueError(
             f"{function}: w.shape[{place.w[1]}] * groups must equal x.shape[{'-1' if layout == 'NHWC' else 1}], "
             f"but {inputs} * {groups} != {channels} (x is {data}, w is {kernel}). {hint}"
@@ -202,10 +218,10 @@ def conv_geometry(
             f"but {outputs} % {groups} = {outputs % groups} (w is {kernel})."
         )
     spatial = tuple(x_shape[axis] for axis in place.x[2:])
-    taps = tuple(w_shape[axis] for axis in place.w[2:])
+    taps = _kernel_taps(function, w_shape, place)
     return window_geometry(
         function, spatial, taps, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=flip_kernel, window_name="the kernel's number of taps",
+        groups=groups, layout=layout, flip_kernel=flip_kernel, 
     )  # fmt: skip
 
 
@@ -236,14 +252,14 @@ def conv_transpose_geometry(
         raise ValueError(
             f"{function}: w.shape[{place.w[0]}] must equal the channels of x, but {ours} != {channels} (x is {data}; "
             f"w is the {kernel} kernel of the convolution that this one transposes: I counts outputs here, O inputs). "
-            "Did you exchange I and O?"
+            f"Did you exchange I and O, or pass the other layout? There are {' and '.join(LAYOUTS)}."
         )
     if channels % groups:
         raise ValueError(
             f"{function}: groups must divide the channels of x, but {channels} % {groups} = {channels % groups}."
         )
     ins = tuple(x_shape[axis] for axis in place.y[2:])
-    taps = per_axis(function, "the kernel's number of taps", tuple(w_shape[a] for a in place.w[2:]), rank, 1)
+    taps = _kernel_taps(function, w_shape, place)
     strides = per_axis(function, "stride", stride, rank, 1)
     dilations = per_axis(function, "dilation", dilation, rank, 1)
     extra = per_axis(function, "output_padding", output_padding, rank, 0)
@@ -273,5 +289,5 @@ def conv_transpose_geometry(
     pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     return window_geometry(
         function, spatial, taps, stride=strides, padding=pads, dilation=dilations, groups=groups, layout=layout,
-        window_name="the kernel's number of taps",
+        
     )  # fmt: skip

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.wiring import RULES, check_engine, floating, same_dtype
+from jaxconv.ops.wiring import RULES, check_engine, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
 
 Rules = str | ConvRules
@@ -86,7 +86,7 @@ def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) 
     if b.ndim != a.ndim:
         raise ValueError(
             f"{function}: {second} must have as many axes as {first}, but {b.ndim} != {a.ndim} "
-            f"({second}.shape = {b.shape}, {first}.shape = {a.shape})."
+            f"({second}.shape = {b.shape}, {first}.shape = {a.shape}). A single example needs a batch axis: [None]."
         )
     return [a, b], layout, rank
 
@@ -95,6 +95,7 @@ def evaluate(
     map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any
 ) -> jax.Array:
     """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it."""
+    precision = frozen(precision)
     if rules == "fast":
         bound = getattr(primitives, map_name)
         return bound(a, b, geometry, precision=precision, dtype=a.dtype, engine=engine)
@@ -110,12 +111,43 @@ def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any, dtype: Any = None
 ) -> jax.Array:
     """`conv` on a resolved geometry, its gradient bound as `rules` says."""
+    precision = frozen(precision)
     if rules == "fast":
         return primitives.conv(x, w, geometry, precision=precision, dtype=dtype or x.dtype, engine=engine)
     if rules == "autodiff":
         return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
     x, w = primitives.alike(x, w)
     return _by_rule(x, w, geometry, rule_set(rules), precision, dtype)
+
+
+def check_groups(function: str, name: str, channels: int, groups: Any) -> int:
+    """The channels of one group."""
+    groups = integer(function, "groups", groups, 1)
+    if channels % groups:
+        raise ValueError(
+            f"{function}: groups must divide the channels of {name}, but {channels} % {groups} = {channels % groups}."
+        )
+    return channels // groups
+
+
+def check_flip(function: str, flip_kernel: Any) -> bool:
+    if not isinstance(flip_kernel, bool):
+        raise TypeError(f"{function}: flip_kernel must be True or False, but is {flip_kernel!r}.")
+    return flip_kernel
+
+
+def check_preferred(function: str, dtype: Any, x: jax.Array) -> Any:
+    """A result dtype must hold what the sums produce: floating, and not narrower than the operands."""
+    if dtype is None:
+        return None
+    dtype = jnp.dtype(dtype)
+    fits = jnp.issubdtype(dtype, jnp.floating) and (dtype == x.dtype or dtype.itemsize > x.dtype.itemsize)
+    if not fits:
+        raise TypeError(
+            f"{function}: preferred_element_type must be x's dtype or a wider floating one, but {dtype} is neither "
+            f"for {x.dtype}. Convert the result: y.astype(...)."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def check_bias(function: str, b: Any, channels: int, x: jax.Array) -> jax.Array:
@@ -137,12 +169,14 @@ def add_bias(y: jax.Array, b: jax.Array, channel: int, rules: Rules) -> jax.Arra
     return y + (_bias.apply(b, static=static) if rules == "fast" else _bias_by_rule(b, static))
 
 
-def check_cotangent(function: str, shape: tuple[int, ...], expected: tuple[int, ...], geometry: Geometry) -> None:
+def check_cotangent(
+    function: str, shape: tuple[int, ...], expected: tuple[int, ...], inside: tuple[int, ...], outside: tuple[int, ...]
+) -> None:
     """δ must have the shape of the output it belongs to."""
     if shape != expected:
         raise ValueError(
             f"{function}: g.shape must be that of the forward output, but {shape} != {expected}. "
-            f"With these options, the convolution maps spatial {geometry.spatial} to {geometry.out}."
+            f"With these options, the forward pass maps spatial {inside} to {outside}."
         )
 
 
@@ -217,10 +251,10 @@ def conv(
     (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=bool(flip_kernel),
+        groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[0]], x)
-    dtype = None if preferred_element_type is None else jnp.dtype(preferred_element_type)
+    dtype = check_preferred(function, preferred_element_type, x)
     y = convolve(x, w, geometry, rules, engine, precision, dtype)
     return y if bias is None else add_bias(y, bias, geometry.layout.y[1], rules)
 
@@ -277,9 +311,11 @@ def conv_input_grad(
     )
     geometry = conv_geometry(
         function, x_shape, w.shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=bool(flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
     )  # fmt: skip
-    check_cotangent(function, g.shape, geometry.y_shape(g.shape[place.y[0]], w.shape[place.w[0]]), geometry)
+    check_cotangent(
+        function, g.shape, geometry.y_shape(g.shape[place.y[0]], w.shape[place.w[0]]), geometry.spatial, geometry.out
+    )
     return evaluate("input_grad", g, w, geometry, rules, engine, precision)
 
 
@@ -329,13 +365,13 @@ def conv_kernel_grad(
     (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
     channels, outputs = x.shape[place.x[1]], g.shape[place.y[1]]
-    per_group = channels // integer(function, "groups", groups, 1)
+    per_group = check_groups(function, "x", channels, groups)
     w_shape = placed(place.w, outputs, per_group, per_axis(function, "kernel_shape", kernel_shape, rank, 1))
     geometry = conv_geometry(
         function, x.shape, w_shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=bool(flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
     )  # fmt: skip
-    check_cotangent(function, g.shape, geometry.y_shape(x.shape[place.x[0]], outputs), geometry)
+    check_cotangent(function, g.shape, geometry.y_shape(x.shape[place.x[0]], outputs), geometry.spatial, geometry.out)
     return evaluate("kernel_grad", x, g, geometry, rules, engine, precision)
 
 

@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, Layout
+from jaxconv.ops.wiring import frozen
 
 
 def conv_general_dilated(
@@ -58,24 +59,42 @@ def conv_general_dilated(
     Source: `jaxconv.conv`; a batch group is a feature group once its part of the batch stands in the channels.
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
-    geometry, dtype = _resolve(
-        lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, _frozen(window_strides), _frozen(padding), _frozen(lhs_dilation),
-        _frozen(rhs_dilation), _frozen(dimension_numbers), feature_group_count, batch_group_count, _frozen(precision),
-        preferred_element_type,
-    )  # fmt: skip
+    try:
+        key = (
+            _ints(window_strides), _pairs(padding), _ints(lhs_dilation), _ints(rhs_dilation),
+            _frozen(dimension_numbers), feature_group_count, batch_group_count, frozen(precision),
+            None if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type),
+        )  # fmt: skip
+    except (TypeError, ValueError):
+        lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+            batch_group_count, precision, preferred_element_type,
+        )  # fmt: skip
+        raise
+    geometry, dtype = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
     if batch_group_count > 1:
         lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_group_count)
-    y = primitives.conv(lhs, rhs, geometry, precision=_frozen(precision), dtype=dtype, engine="auto")
+    y = primitives.conv(lhs, rhs, geometry, precision=frozen(precision), dtype=dtype, engine="auto")
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, so that a call can be looked up."""
-    if isinstance(value, list) or type(value) is tuple:
-        return tuple(_frozen(v) for v in value)
-    if isinstance(value, lax.ConvDimensionNumbers):
-        return lax.ConvDimensionNumbers(*(tuple(spec) for spec in value))
-    return value
+def _ints(values: Any) -> Any:
+    """A sequence of ints as a tuple of ints, so that a call can be looked up; None as it is."""
+    return None if values is None else tuple(operator.index(v) for v in values)
+
+
+def _pairs(padding: Any) -> Any:
+    """A word as it is, or (lo, hi) pairs as tuples of ints."""
+    return (
+        padding if isinstance(padding, str) else tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
+    )
+
+
+def _frozen(numbers: Any) -> Any:
+    """Dimension numbers with tuples for lists."""
+    if isinstance(numbers, lax.ConvDimensionNumbers):
+        return lax.ConvDimensionNumbers(*(tuple(spec) for spec in numbers))
+    return tuple(numbers) if isinstance(numbers, list) else numbers
 
 
 @functools.lru_cache(maxsize=4096)
@@ -85,6 +104,12 @@ def _resolve(
     precision: Any, preferred_element_type: Any,
 ) -> tuple[Geometry, Any]:  # fmt: skip
     """The geometry of a call and the dtype of its result. `lax` judges the call: its messages are the messages."""
+    rank = len(lhs) - 2
+    for name, dilation in (("lhs_dilation", lhs_dilation), ("rhs_dilation", rhs_dilation)):
+        if dilation is not None and len(dilation) != rank:
+            raise ValueError(
+                f"conv_general_dilated: {name} must have one entry per spatial axis, but {len(dilation)} != {rank}."
+            )
     out = jax.eval_shape(
         lambda a, b: lax.conv_general_dilated(
             a, b, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
@@ -95,14 +120,16 @@ def _resolve(
     )  # fmt: skip
     numbers = lax.conv_dimension_numbers(lhs, rhs, dimension_numbers)
     layout = Layout(tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec))
-    ones = (1,) * (len(lhs) - 2)
+    ones = (1,) * rank
     spatial, taps = (tuple(a[axis] for axis in spec[2:]) for a, spec in ((lhs, layout.x), (rhs, layout.w)))
-    strides, dilation = tuple(map(operator.index, window_strides)), rhs_dilation or ones
+    dilation = rhs_dilation or ones
     if isinstance(padding, str):
         spans = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
-        padding = lax.padtype_to_pads(spatial, spans, strides, padding)
-    pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
-    geometry = Geometry(spatial, taps, strides, pads, dilation, lhs_dilation or ones, feature_group_count, layout)
+        padding = lax.padtype_to_pads(spatial, spans, window_strides, padding)
+    pads = tuple((int(lo), int(hi)) for lo, hi in padding)
+    geometry = Geometry(
+        spatial, taps, window_strides, pads, dilation, lhs_dilation or ones, feature_group_count, layout
+    )
     return geometry, out.dtype
 
 

@@ -10,18 +10,20 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxconv import primitives
-from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, integer, per_axis, placed
+from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, per_axis, placed
 from jaxconv.ops.conv import (
     Rules,
     add_bias,
     check_bias,
     check_cotangent,
+    check_groups,
     conv_bias_grad,
     evaluate,
     given,
     prepare,
     rule_set,
 )
+from jaxconv.ops.wiring import frozen
 from jaxconv.rules import ConvRules
 
 
@@ -101,7 +103,7 @@ def conv_transpose(
     if rules in ("fast", "autodiff"):
         y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
     else:
-        y = _by_rule(*primitives.alike(x, w), geometry, rule_set(rules), precision)
+        y = _by_rule(*primitives.alike(x, w), geometry, rule_set(rules), frozen(precision))
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 
@@ -152,7 +154,7 @@ def conv_transpose_input_grad(
         padding=padding, output_padding=output_padding, dilation=dilation, groups=groups, layout=layout,
     )  # fmt: skip
     channels = w.shape[place.w[1]] * geometry.groups
-    check_cotangent(function, g.shape, geometry.x_shape(g.shape[place.x[0]], channels), geometry)
+    check_cotangent(function, g.shape, geometry.x_shape(g.shape[place.x[0]], channels), geometry.out, geometry.spatial)
     return evaluate("conv", g, w, geometry, rules, engine, precision)
 
 
@@ -199,14 +201,14 @@ def conv_transpose_kernel_grad(
     function = "conv_transpose_kernel_grad"
     (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
-    per_group = g.shape[place.x[1]] // integer(function, "groups", groups, 1)
+    per_group = check_groups(function, "g", g.shape[place.x[1]], groups)
     taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)
     geometry = conv_transpose_geometry(
         function, x.shape, placed(place.w, x.shape[place.y[1]], per_group, taps), stride=stride,
         padding=padding, output_padding=output_padding, dilation=dilation, groups=groups, layout=layout,
     )  # fmt: skip
     expected = geometry.x_shape(x.shape[place.y[0]], per_group * geometry.groups)
-    check_cotangent(function, g.shape, expected, geometry)
+    check_cotangent(function, g.shape, expected, geometry.out, geometry.spatial)
     return evaluate("kernel_grad", g, x, geometry, rules, engine, precision)
 
 

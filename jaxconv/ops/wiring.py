@@ -96,7 +96,7 @@ def floating(function: str, name: str, value: Any) -> jax.Array:
     """`value` as a JAX array of a floating dtype, or an error that names the argument."""
     try:
         x = jnp.asarray(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{function}: {name} must be an array, but is {type(value).__name__}.") from None
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -104,6 +104,11 @@ def floating(function: str, name: str, value: Any) -> jax.Array:
             f"but is {x.dtype}. Convert it: {name}.astype(jnp.float32)."
         )
     return x
+
+
+def frozen(precision: Any) -> Any:
+    """A precision that can be part of a static argument: a pair given as a list becomes a tuple."""
+    return tuple(precision) if isinstance(precision, list) else precision
 
 
 def same_dtype(function: str, **arrays: jax.Array) -> None:
