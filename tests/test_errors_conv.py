@@ -171,8 +171,8 @@ PADDING = [
     conv("padding[0] must be an int or a (lo, hi) pair, but is 'SAME'.", error=TypeError, padding=("SAME", "SAME")),
     *(
         of(
-            "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, "
-            "but is 'FULL'.",
+            "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis "
+            "or (lo, hi) pairs, but is 'FULL'.",
             padding="FULL",
         )
         for of in (conv, transposed)
@@ -191,7 +191,8 @@ PADDING = [
     conv("padding[1] must be a (lo, hi) pair, but has 1 entries.", padding=((1, 2), (1,))),
     conv("padding[0] must be a (lo, hi) pair, but has 3 entries.", padding=((1, 2, 3), (1, 1))),
     conv(
-        "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, but is True.",
+        "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, "
+        "but is True.",
         error=TypeError,
         padding=True,
     ),
