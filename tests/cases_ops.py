@@ -15,6 +15,9 @@ import jaxconv
 RULES = ("textbook", "rotated", "fast")  # the written ones
 ALL_RULES = (*RULES, "autodiff")
 
+# Most of the time goes into compiling programs that run once, and their numbers do not depend on optimisation.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 Shape = tuple[int, ...]
 
 
@@ -48,6 +51,19 @@ class Op(NamedTuple):
         return tuple(range(len(self.x) + len(self.parameters)))
 
 
+def _pads(x: Any, rules: str) -> jax.Array:
+    """All modes, stacked last."""
+    modes = ("zero", "circular", "reflect", "edge")
+    return jnp.stack([jaxconv.pad(x, ((2, -1),), mode=mode, rules=rules) for mode in modes], -1)
+
+
+def _activations(x: Any, rules: str) -> jax.Array:
+    """All functions, stacked last."""
+    plain = (jaxconv.relu, jaxconv.leaky_relu, jaxconv.elu, jaxconv.sigmoid, jaxconv.tanh, jaxconv.softplus)
+    every = [*plain, jaxconv.silu, jaxconv.gelu, partial(jaxconv.gelu, approximate=False)]
+    return jnp.stack([*(f(x, rules=rules) for f in every), jaxconv.relu6(6 * x, rules=rules)], -1)
+
+
 def _batch_norm(x: Any, scale: Any, bias: Any, *, train: bool, **options: Any) -> jax.Array:
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     state = {"mean": jnp.array([0.1, -0.2], dtype), "var": jnp.array([0.5, 2], dtype)}
@@ -79,18 +95,8 @@ OPS = [
     Op("avg_pool", partial(jaxconv.avg_pool, window=2, **_OVERLAP), _IMAGE),
     Op("lp_pool", partial(jaxconv.lp_pool, window=2, p=2.5, **_OVERLAP), _IMAGE),
     Op("global_avg_pool", jaxconv.global_avg_pool, _IMAGE),
-    *(
-        Op(f"pad-{m}", partial(jaxconv.pad, padding=((2, -1),), mode=m), ((3, 2),))
-        for m in ("zero", "circular", "reflect", "edge")
-    ),
-    *(
-        Op(f.__name__, f, ((5,),))
-        for f in (jaxconv.relu, jaxconv.leaky_relu, jaxconv.elu, jaxconv.sigmoid, jaxconv.tanh, jaxconv.softplus)
-    ),
-    Op("relu6", lambda x, rules: jaxconv.relu6(6 * x, rules=rules), ((5,),)),
-    Op("silu", jaxconv.silu, ((5,),)),
-    Op("gelu", jaxconv.gelu, ((5,),)),
-    Op("gelu-exact", partial(jaxconv.gelu, approximate=False), ((5,),)),
+    Op("pads", _pads, ((3, 2),)),
+    Op("activations", _activations, ((5,),)),
     Op("dense", jaxconv.dense, ((2, 3),), ((3, 2), (2,))),
     Op("dropout", _dropout, ((5,),)),
     Op("batch_norm", partial(_batch_norm, train=True), ((3, 2),), _CHANNELS),

@@ -107,8 +107,8 @@ def test_x_must_have_a_batch_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_x_must_be_an_array(name: str) -> None:
-    for wrong in ({"x": 1}, None, [[1.0, 2.0], [3.0]]):
-        check(lambda wrong=wrong: EVERY[name](wrong), TypeError, f"{name}: x must be an array, but is {wrong}.")
+    for wrong, kind in (({"x": 1}, "dict"), (None, "NoneType"), ([[1.0, 2.0], [3.0]], "list")):
+        check(lambda wrong=wrong: EVERY[name](wrong), TypeError, f"{name}: x must be an array, but is {kind}.")
 
 
 PAIRS = "an int, one int per axis or (lo, hi) pairs"
@@ -281,8 +281,8 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: jc.instance_norm(X, C, C.astype(np.float64)),
         TypeError,
-        "instance_norm: bias.dtype must equal scale.dtype, but float64 != float32. "
-        "Convert one: bias.astype(scale.dtype).",
+        "instance_norm: bias.dtype must be x.dtype or float32, but float64 does not go with float32. "
+        "Convert it: bias.astype(x.dtype).",
     ),
     (
         lambda: batch_norm(X[:0]),

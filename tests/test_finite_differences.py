@@ -53,7 +53,7 @@ def test_the_slope_of_a_bilinear_map_is_exact(op: str, case: Case) -> None:
 
 
 class Net(NamedTuple):
-    """Σ c · second(sin(conv(x, w1) + b1), w2) + b2: all five operands meet a non-linearity or come after one."""
+    """Two layers of the library, the second `op`, with a sine between: Σ c · (op(sin(conv(x, w1) + b1), w2) + b2)."""
 
     x: tuple[int, ...]
     w1: tuple[int, ...]

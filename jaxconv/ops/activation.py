@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number
 
 
 def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Rule:
@@ -76,12 +76,6 @@ def _activate(name: str, rule: Rule, z: ArrayLike, rules: str, *static: Any) -> 
     return apply(rules, rule, static, floating(name, "x", z))
 
 
-def _number(function: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{function}: {name} must be a number, but is {value!r}.")
-    return float(value)
-
-
 def relu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     """max(x, 0), with relu′(x) = 1 for x > 0 and 0 for x ≤ 0; so relu′(0) = 0.
 
@@ -126,7 +120,7 @@ def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, rules: str = "fast
 
     Source: piecewise linear; the kink belongs to the left piece, as for `relu`.
     """
-    return _activate("leaky_relu", _LEAKY_RELU, x, rules, _number("leaky_relu", "negative_slope", negative_slope))
+    return _activate("leaky_relu", _LEAKY_RELU, x, rules, number("leaky_relu", "negative_slope", negative_slope))
 
 
 def relu6(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
@@ -173,7 +167,7 @@ def elu(x: ArrayLike, alpha: float = 1.0, *, rules: str = "fast") -> jax.Array:
 
     Source: elu′(x) = alpha · eˣ on the left, 1 on the right.
     """
-    return _activate("elu", _ELU, x, rules, _number("elu", "alpha", alpha))
+    return _activate("elu", _ELU, x, rules, number("elu", "alpha", alpha))
 
 
 def sigmoid(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
@@ -289,4 +283,4 @@ def gelu(x: ArrayLike, *, approximate: bool = True, rules: str = "fast") -> jax.
 
     Source: exact, Φ(x) + x φ(x); approximate, the product rule.
     """
-    return _activate("gelu", _GELU, x, rules, bool(approximate))
+    return _activate("gelu", _GELU, x, rules, boolean("gelu", "approximate", approximate))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.wiring import RULES, check_engine, floating, frozen, same_dtype
+from jaxconv.ops.wiring import RULES, boolean, check_engine, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
 
 Rules = str | ConvRules
@@ -128,12 +128,6 @@ def check_groups(function: str, name: str, channels: int, groups: Any) -> int:
             f"{function}: groups must divide the channels of {name}, but {channels} % {groups} = {channels % groups}."
         )
     return channels // groups
-
-
-def check_flip(function: str, flip_kernel: Any) -> bool:
-    if not isinstance(flip_kernel, bool):
-        raise TypeError(f"{function}: flip_kernel must be True or False, but is {flip_kernel!r}.")
-    return flip_kernel
 
 
 def check_preferred(function: str, dtype: Any, x: jax.Array) -> Any:
@@ -251,7 +245,7 @@ def conv(
     (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
+        groups=groups, layout=layout, flip_kernel=boolean(function, "flip_kernel", flip_kernel),
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[0]], x)
     dtype = check_preferred(function, preferred_element_type, x)
@@ -311,7 +305,8 @@ def conv_input_grad(
     )
     geometry = conv_geometry(
         function, x_shape, w.shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout,
+        flip_kernel=boolean(function, "flip_kernel", flip_kernel),
     )  # fmt: skip
     check_cotangent(
         function, g.shape, geometry.y_shape(g.shape[place.y[0]], w.shape[place.w[0]]), geometry.spatial, geometry.out
@@ -369,7 +364,8 @@ def conv_kernel_grad(
     w_shape = placed(place.w, outputs, per_group, per_axis(function, "kernel_shape", kernel_shape, rank, 1))
     geometry = conv_geometry(
         function, x.shape, w_shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=check_flip(function, flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout,
+        flip_kernel=boolean(function, "flip_kernel", flip_kernel),
     )  # fmt: skip
     check_cotangent(function, g.shape, geometry.y_shape(x.shape[place.x[0]], outputs), geometry.spatial, geometry.out)
     return evaluate("kernel_grad", x, g, geometry, rules, engine, precision)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.conv import Rules, add_bias, check_bias, check_kernel_rules, convolve
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating, same_dtype
+from jaxconv.ops.wiring import Rule, apply, check_rules, floating, number, same_dtype
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
@@ -85,6 +85,16 @@ _DROPOUT = Rule(
 )
 
 
+def _check_key(function: str, key: Any) -> None:
+    """One key, of the new kind or of the old (two words of 32 bits)."""
+    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    old = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim == 1
+    if not (old or new):
+        raise TypeError(f"{function}: key must be a jax.random key, but is {key!r}. Make one: jax.random.key(seed).")
+    if new and key.ndim:
+        raise ValueError(f"{function}: key must be one key, but has shape {key.shape}. Take one of them, or vmap.")
+
+
 def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -> jax.Array:
     """Set each element to 0 with probability `rate` and divide the others by 1 − rate.
 
@@ -112,13 +122,11 @@ def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -
     function = "dropout"
     x = floating(function, "x", x)
     check_rules(function, rules)
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise TypeError(f"{function}: rate must be a number, but is {rate!r}.")
+    rate = number(function, "rate", rate)
     if not 0 <= rate < 1:
-        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate}.")
-    if key is None:
-        raise TypeError(f"{function}: key must be a jax.random key, but is None. Make one: jax.random.key(seed).")
+        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
+    _check_key(function, key)
     if rate == 0:
         return x
-    mask = jax.random.bernoulli(key, 1 - rate, x.shape)
+    mask = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
     return apply(rules, _DROPOUT, 1 - rate, x, mask)

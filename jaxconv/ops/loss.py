@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.wiring import Rule, apply, as_array, check_rules, floating, number
 
 
 def _entropy_forward(_: None, logits: jax.Array, targets: jax.Array) -> Any:
@@ -89,15 +89,14 @@ def softmax_cross_entropy(
     Source: d/dz (log Σ exp z − Σ t z) = p − t.
     """
     function = "softmax_cross_entropy"
-    logits, labels = floating(function, "logits", logits), jnp.asarray(labels)
+    logits, labels = floating(function, "logits", logits), as_array(function, "labels", labels)
     check_rules(function, rules)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{function}: logits need a last axis of classes, but logits.shape = {logits.shape}.")
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
-        raise TypeError(f"{function}: label_smoothing must be a number, but is {label_smoothing!r}.")
+    label_smoothing = number(function, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing < 1:
         raise ValueError(
-            f"{function}: label_smoothing must satisfy 0 <= label_smoothing < 1, but is {label_smoothing}."
+            f"{function}: label_smoothing must satisfy 0 <= label_smoothing < 1, but is {label_smoothing:g}."
         )
     classes = logits.shape[-1]
     z = wide(logits)

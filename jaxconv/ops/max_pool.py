@@ -16,7 +16,7 @@ from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
 from jaxconv.ops.pool import pool_geometry
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +137,7 @@ def max_pool(
     z, geometry = pool_geometry("max_pool", x, window, stride, padding, dilation, layout)
     check_rules("max_pool", rules)
     y = apply(rules, _MAX_POOL, geometry, z)
-    if not return_indices:
+    if not boolean("max_pool", "return_indices", return_indices):
         return y
     _, winner = _remember(lax.stop_gradient(z), geometry)
     return y, _positions(winner, geometry)
@@ -204,7 +204,7 @@ def max_unpool(
     Source: `max_pool`'s gradient, as a layer.
     """
     function = "max_unpool"
-    y, indices = floating(function, "y", y), jnp.asarray(indices)
+    y, indices = floating(function, "y", y), integers(function, "indices", indices)
     check_rules(function, rules)
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "y", y.shape, layout)
@@ -213,8 +213,6 @@ def max_unpool(
         function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
         layout=layout,
     )  # fmt: skip
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"{function}: indices.dtype must be an integer, but is {indices.dtype}.")
     place = geometry.layout.y
     expected = geometry.y_shape(y.shape[place[0]], y.shape[place[1]])
     for name, shape in (("y", y.shape), ("indices", indices.shape)):

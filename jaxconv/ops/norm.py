@@ -22,9 +22,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import mean, wide
+from jaxconv.forward import accumulator, mean, wide
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating, same_dtype
+from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number, same_dtype
 
 
 class _Over(NamedTuple):
@@ -101,11 +101,10 @@ _AFFINE = Rule(
 
 
 def _check_eps(function: str, eps: Any) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, int | float):
-        raise TypeError(f"{function}: eps must be a number, but is {eps!r}.")
+    eps = number(function, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{function}: eps must be at least 0, but {eps} < 0.")
-    return float(eps)
+    return eps
 
 
 def _check_nonempty(function: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
@@ -128,6 +127,11 @@ def _parameters(
             raise ValueError(
                 f"{function}: {name} must hold one number per channel, "
                 f"but {name}.shape = {value.shape} != ({x.shape[channel]},)."
+            )
+        if accumulator(value.dtype) != accumulator(x.dtype):
+            raise TypeError(
+                f"{function}: {name}.dtype must be x.dtype or {jnp.dtype(accumulator(x.dtype))}, "
+                f"but {value.dtype} does not go with {x.dtype}. Convert it: {name}.astype(x.dtype)."
             )
         given[name] = value.reshape(shape)
     if not given:
@@ -202,8 +206,9 @@ def batch_norm(
     layout = check_layout(function, layout)
     check_rules(function, rules)
     eps = _check_eps(function, eps)
+    train, momentum = boolean(function, "train", train), number(function, "momentum", momentum)
     if not 0 <= momentum <= 1:
-        raise ValueError(f"{function}: momentum must satisfy 0 <= momentum <= 1, but is {momentum}.")
+        raise ValueError(f"{function}: momentum must satisfy 0 <= momentum <= 1, but is {momentum:g}.")
     rank = spatial_rank(function, "x", x.shape, layout, least=0)
     channel = Layout.of(layout, rank).x[1]
     axes = tuple(axis for axis in range(x.ndim) if axis != channel)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, spatial_rank, window_geometry
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number
 
 # Sums over windows
 
@@ -170,7 +170,7 @@ def avg_pool(
     """
     z, geometry = pool_geometry("avg_pool", x, window, stride, padding, dilation, layout)
     check_rules("avg_pool", rules)
-    return apply(rules, _AVG_POOL, (geometry, bool(count_padding)), z)
+    return apply(rules, _AVG_POOL, (geometry, boolean("avg_pool", "count_padding", count_padding)), z)
 
 
 def lp_pool(
@@ -213,11 +213,10 @@ def lp_pool(
     """
     z, geometry = pool_geometry("lp_pool", x, window, stride, padding, dilation, layout)
     check_rules("lp_pool", rules)
-    if isinstance(p, bool) or not isinstance(p, int | float):
-        raise TypeError(f"lp_pool: p must be a number, but is {p!r}.")
+    p = number("lp_pool", "p", p)
     if not 1 <= p < math.inf:
         raise ValueError(f"lp_pool: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
-    return apply(rules, _LP_POOL, (geometry, float(p)), z)
+    return apply(rules, _LP_POOL, (geometry, p), z)
 
 
 def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: str = "fast") -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxconv import primitives
@@ -92,18 +93,43 @@ def check_engine(function: str, engine: Any) -> None:
         raise ValueError(f"{function}: engine must be one of {', '.join(ENGINES)}, but is {engine!r}.")
 
 
-def floating(function: str, name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array of a floating dtype, or an error that names the argument."""
+def as_array(function: str, name: str, value: Any) -> jax.Array:
     try:
-        x = jnp.asarray(value)
+        return jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(f"{function}: {name} must be an array, but is {type(value).__name__}.") from None
+
+
+def floating(function: str, name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of a floating dtype, or an error that names the argument."""
+    x = as_array(function, name, value)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{function}: {name}.dtype must be floating (float32, bfloat16, float16 or, under x64, float64), "
             f"but is {x.dtype}. Convert it: {name}.astype(jnp.float32)."
         )
     return x
+
+
+def integers(function: str, name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of integers, or an error that names the argument."""
+    x = as_array(function, name, value)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{function}: {name}.dtype must be an integer, but is {x.dtype}.")
+    return x
+
+
+def number(function: str, name: str, value: Any) -> float:
+    """A static real number, NumPy's scalars included."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{function}: {name} must be a number, but is {value!r}.")
+    return float(value)
+
+
+def boolean(function: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False, but is {value!r}.")
+    return bool(value)
 
 
 def frozen(precision: Any) -> Any:
