@@ -55,12 +55,12 @@ def _reversed(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
 
     def forward(*operands: jax.Array) -> tuple[jax.Array, Any]:
         y, residuals = rule.forward(static, *operands)
-        return y, (residuals, operands)
+        return y, (residuals, [jnp.zeros(0, x.dtype) for x in operands])  # their dtypes, without their memory
 
     def backward(saved: Any, g: jax.Array) -> tuple[Any, ...]:
-        residuals, operands = saved
+        residuals, likes = saved
         cotangents = rule.cotangent(static, residuals, g)
-        return tuple(None if c is None else c.astype(x.dtype) for c, x in zip(cotangents, operands, strict=True))
+        return tuple(None if c is None else c.astype(like.dtype) for c, like in zip(cotangents, likes, strict=True))
 
     f.defvjp(forward, backward)
     return jax.jit(f, inline=True)  # eagerly one program; traced, no trace
