@@ -130,7 +130,8 @@ def reduce_window(x: jax.Array, geometry: Geometry, fill: Any, op: Any) -> jax.A
 
 def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
     """y[n, p, c] = max_k x[n, s·p + d·k − lo, c]; padding is −∞."""
-    if max(geometry.dilation) > 1:  # JAX has no gradient for a dilated reduce_window
+    if max(geometry.dilation) > 1 or any(lo < 0 or hi < 0 for lo, hi in geometry.padding):
+        # JAX has no gradient for a dilated or cropping reduce_window.
         read = padded(x, geometry, -np.inf)
         first, *rest = (tap_slice(read, tap, geometry) for tap in taps(geometry))
         return functools.reduce(lambda a, b: jnp.where((b > a) | (jnp.isnan(b) & ~jnp.isnan(a)), b, a), rest, first)
@@ -166,12 +167,20 @@ def avg_pool(x: jax.Array, geometry: Geometry, count_padding: bool) -> jax.Array
 
 
 def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
-    """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero."""
-    z = wide(x)
-    nonzero = z != 0
-    total = window_sum(jnp.where(nonzero, jnp.abs(jnp.where(nonzero, z, 1)) ** p, 0), geometry)
+    """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero.
+
+    Each window is measured in units of its largest element, so that no power leaves the range of the dtype.
+    """
+    read = padded(wide(x), geometry)
+    values = [tap_slice(read, tap, geometry) for tap in taps(geometry)]
+    largest = lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, values)))
+    unit = jnp.where(largest == 0, 1, largest)
+    total = jnp.zeros_like(unit)
+    for value in values:
+        nonzero = value != 0
+        total += jnp.where(nonzero, jnp.abs(jnp.where(nonzero, value / unit, 1)) ** p, 0)
     empty = total == 0
-    return jnp.where(empty, 0, jnp.where(empty, 1, total) ** (1 / p)).astype(x.dtype)
+    return jnp.where(empty, 0, unit * jnp.where(empty, 1, total) ** (1 / p)).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -218,14 +227,21 @@ def softplus(z: jax.Array) -> jax.Array:
     return jnp.where(z > 0, z, 0) + jnp.log1p(jnp.exp(jnp.where(z > 0, -z, z)))
 
 
+def _above_minus_infinity(z: jax.Array) -> jax.Array:
+    """z with −∞ replaced by the lowest finite number: what vanishes there must not become 0 · ∞."""
+    return jnp.where(jnp.isneginf(z), jnp.finfo(z.dtype).min, z)
+
+
 def silu(z: jax.Array) -> jax.Array:
-    return z * lax.logistic(z)
+    return _above_minus_infinity(z) * lax.logistic(z)
 
 
 def gelu(z: jax.Array, approximate: bool) -> jax.Array:
+    # σ(2u) = ½ (1 + tanh u) and ½ erfc(−u) = ½ (1 + erf u), without the cancellation in the lower tail.
+    finite = _above_minus_infinity(z)
     if approximate:
-        return 0.5 * z * (1 + lax.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-    return 0.5 * z * (1 + lax.erf(z / math.sqrt(2)))
+        return finite * lax.logistic(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+    return finite * (0.5 * lax.erfc(-z / math.sqrt(2)))
 
 
 # Normalisation
@@ -254,11 +270,12 @@ def affine(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """−Σ_c t_c log softmax(z)_c over the last axis; classes masked by z_c = −∞ take no part."""
-    present = logits > -jnp.inf
+    present = ~jnp.isneginf(logits)
     peak = lax.stop_gradient(logits.max(-1, keepdims=True))
-    shifted = jnp.where(present | (targets != 0), logits - peak, 0)
+    shifted = jnp.where(present, logits - peak, 0)
     total = jnp.sum(jnp.where(present, jnp.exp(shifted), 0), -1, keepdims=True)
-    return jnp.sum(jnp.where(targets != 0, targets * (jnp.log(total) - shifted), 0), -1)
+    impossible = jnp.where(~present & (targets != 0), jnp.inf, 0)
+    return jnp.sum(jnp.where(present, targets * (jnp.log(total) - shifted), impossible), -1)
 
 
 def mean_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -48,16 +48,18 @@ def _tanh_slope(z: jax.Array) -> jax.Array:
 
 
 def _silu_slope(z: jax.Array) -> jax.Array:
+    z = jnp.clip(z, -1e4, 1e4)  # beyond, the slope is 0 or 1 in every dtype; ∞ · 0 would be neither
     s = lax.logistic(z)
     return s + z * s * lax.logistic(-z)
 
 
 def _gelu_slope(z: jax.Array, approximate: bool) -> jax.Array:
+    z = jnp.clip(z, -100, 100)  # beyond, the slope is 0 or 1 in every dtype
     if not approximate:  # Φ(z) + z φ(z)
         return 0.5 * lax.erfc(-z / math.sqrt(2)) + z * jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     c = math.sqrt(2 / math.pi)
     inner, inner_slope = c * (z + 0.044715 * z**3), c * (1 + 3 * 0.044715 * z * z)
-    return 0.5 * (1 + lax.tanh(inner)) + 0.5 * z * _tanh_slope(inner) * inner_slope
+    return lax.logistic(2 * inner) + 0.5 * z * _tanh_slope(inner) * inner_slope
 
 
 _RELU = _pointwise(forward.relu, lambda z: _one(z, z > 0))

@@ -102,6 +102,7 @@ def softmax_cross_entropy(
     z = wide(logits)
     valid = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)  # 8 bits cannot meet 300 classes
         if labels.shape != logits.shape[:-1]:
             raise ValueError(
                 f"{function}: integer labels must have shape logits.shape[:-1], "

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
-from jaxconv.ops.pool import pool_geometry
+from jaxconv.ops.pool import at_tap, pool_geometry
 from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers
 
 
@@ -23,9 +23,14 @@ def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window and the row-major number of the first tap that holds it; NaN beats all."""
     read = forward.padded(x, geometry, -np.inf)
     every = forward.taps(geometry)
-    best = forward.tap_slice(read, every[0], geometry)
-    winner = jnp.zeros(best.shape, np.min_scalar_type(len(every) - 1))
-    for number, tap in enumerate(every[1:], 1):
+    # The first tap on a real element holds the place, so that δ of a window of −∞ does not go to padding.
+    first = np.zeros((1,) * x.ndim, int)
+    for number, tap in reversed(list(enumerate(every))):
+        first = np.where(_tap_positions(geometry, tap)[1], number, first)
+    best = jnp.full_like(forward.tap_slice(read, every[0], geometry), -jnp.inf)
+    counter = np.min_scalar_type(len(every) - 1)
+    winner = jnp.zeros_like(best, counter) + jnp.asarray(first, counter)
+    for number, tap in enumerate(every):
         value = forward.tap_slice(read, tap, geometry)
         wins = (value > best) | (jnp.isnan(value) & ~jnp.isnan(best))
         best = jnp.where(wins, value, best)
@@ -47,12 +52,7 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     dx = None
     for number, tap in enumerate(forward.taps(static)):
         own = jnp.where(winner == number, wide(g), 0)
-        config = [(0, 0, 0)] * g.ndim
-        for axis, j, a in zip(static.layout.x[2:], tap, static.axes, strict=True):
-            low = j * a.dilation - a.lo
-            reach = (a.out - 1) * a.stride + 1 if a.out else 0
-            config[axis] = (low, a.n - low - reach, a.stride - 1)
-        placed = lax.pad(own, jnp.zeros((), own.dtype), config)
+        placed = at_tap(own, tap, static)
         dx = placed if dx is None else dx + placed
     assert dx is not None
     return dx.astype(g.dtype)

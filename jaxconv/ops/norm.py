@@ -232,7 +232,7 @@ def batch_norm(
         y = apply(rules, _AFFINE, None, z, inverse.reshape(shape).astype(z.dtype), shift)
         if parameters is not None:
             y = apply(rules, _AFFINE, None, y, *parameters)
-        return y.astype(x.dtype), dict(running)
+        return y.astype(x.dtype), {name: lax.stop_gradient(value) for name, value in running.items()}
     _check_nonempty(function, x.shape, axes)
     y = _normalise(function, x, channel, _Over(axes, eps, True, axis_name), scale, bias, rules)
     z = lax.stop_gradient(wide(x))
