@@ -167,20 +167,12 @@ def avg_pool(x: jax.Array, geometry: Geometry, count_padding: bool) -> jax.Array
 
 
 def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
-    """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero.
-
-    Each window is measured in units of its largest element, so that no power leaves the range of the dtype.
-    """
-    read = padded(wide(x), geometry)
-    values = [tap_slice(read, tap, geometry) for tap in taps(geometry)]
-    largest = lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, values)))
-    unit = jnp.where(largest == 0, 1, largest)
-    total = jnp.zeros_like(unit)
-    for value in values:
-        nonzero = value != 0
-        total += jnp.where(nonzero, jnp.abs(jnp.where(nonzero, value / unit, 1)) ** p, 0)
+    """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero."""
+    z = wide(x)
+    nonzero = z != 0
+    total = window_sum(jnp.where(nonzero, jnp.abs(jnp.where(nonzero, z, 1)) ** p, 0), geometry)
     empty = total == 0
-    return jnp.where(empty, 0, unit * jnp.where(empty, 1, total) ** (1 / p)).astype(x.dtype)
+    return jnp.where(empty, 0, jnp.where(empty, 1, total) ** (1 / p)).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -274,7 +266,7 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     peak = lax.stop_gradient(logits.max(-1, keepdims=True))
     shifted = jnp.where(present, logits - peak, 0)
     total = jnp.sum(jnp.where(present, jnp.exp(shifted), 0), -1, keepdims=True)
-    impossible = jnp.where(~present & (targets != 0), jnp.inf, 0)
+    impossible = jnp.where(~present & (targets != 0), jnp.asarray(jnp.inf, logits.dtype), 0)
     return jnp.sum(jnp.where(present, targets * (jnp.log(total) - shifted), impossible), -1)
 
 

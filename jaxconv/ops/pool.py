@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -77,17 +76,13 @@ def at_tap(g: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> jax.Array:
     return lax.pad(g, jnp.zeros((), g.dtype), config)
 
 
-def _lp_slopes(static: tuple[Geometry, float], x: jax.Array, y: jax.Array) -> list[jax.Array]:
-    """∂y/∂x at each tap: sign x · (|x| / y)^(p−1); 0 at 0."""
-    geometry, p = static
-    read, unit = forward.padded(wide(x), geometry), wide(y)
-    unit = jnp.where(unit == 0, 1, unit)
-    slopes = []
-    for tap in forward.taps(geometry):
-        value = forward.tap_slice(read, tap, geometry)
-        nonzero = value != 0
-        slopes.append(jnp.where(nonzero, jnp.sign(value) * jnp.abs(jnp.where(nonzero, value / unit, 1)) ** (p - 1), 0))
-    return slopes
+def _lp_slopes(p: float, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """∂y/∂x = y^(1−p) · |x|^(p−1) sign x, as a factor per window and one per element; 0 at 0."""
+    x, y = wide(x), wide(y)
+    some, nonzero = y != 0, x != 0
+    outer = jnp.where(some, jnp.where(some, y, 1) ** (1 - p), 0)
+    inner = jnp.where(nonzero, jnp.sign(x) * jnp.abs(jnp.where(nonzero, x, 1)) ** (p - 1), 0)
+    return outer, inner
 
 
 def _lp_forward(static: tuple[Geometry, float], x: jax.Array) -> Any:
@@ -96,16 +91,13 @@ def _lp_forward(static: tuple[Geometry, float], x: jax.Array) -> Any:
 
 
 def _lp_tangent(static: tuple[Geometry, float], saved: Any, t: jax.Array) -> jax.Array:
-    geometry, _ = static
-    read = forward.padded(wide(t), geometry)
-    every = zip(_lp_slopes(static, *saved), forward.taps(geometry), strict=True)
-    return functools.reduce(jnp.add, (slope * forward.tap_slice(read, tap, geometry) for slope, tap in every))
+    outer, inner = _lp_slopes(static[1], *saved)
+    return outer * _windows.apply(inner * wide(t), static=static[0])
 
 
 def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> tuple[jax.Array]:
-    geometry, _ = static
-    every = zip(_lp_slopes(static, *saved), forward.taps(geometry), strict=True)
-    return (functools.reduce(jnp.add, (at_tap(slope * wide(g), tap, geometry) for slope, tap in every)),)
+    outer, inner = _lp_slopes(static[1], *saved)
+    return (inner * _spread(outer * wide(g), static[0]),)
 
 
 _LP_POOL = Rule(
@@ -206,7 +198,9 @@ def lp_pool(
 
     y[n, q, c] = (Σ_k |x[n, s·q + d·k − lo, c]|^p)^(1/p)
 
-    The gradient is δ · (|x| / y)^(p−1) · sign x. It is 0, never NaN, where x or the whole window is 0.
+    The gradient is δ · y^(1−p) · |x|^(p−1) · sign x. It is 0, never NaN, where x or the whole window is 0.
+
+    The powers are computed as written: |x|^p must lie in the range of float32 (float64 for float64).
 
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.
