@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,15 @@ class Config:
             batch_size=(64 if small else 128) if self.batch_size is None else self.batch_size,
             learning_rate=OPTIMIZERS[self.optimizer][1] if self.learning_rate is None else self.learning_rate,
         )
+
+
+STOP: list[bool] = []  # filled by the first Ctrl-C; a step is never torn in two
+
+
+def _tick(progress: Progress, task: Any, step: int) -> None:
+    progress.update(task, completed=step)
+    if STOP:
+        raise KeyboardInterrupt
 
 
 class UsageError(ValueError):
@@ -288,7 +298,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("training", total=trainer.steps)
-            for row in epochs(trainer, lambda step, loss: progress.update(task, completed=step)):
+            for row in epochs(trainer, lambda step, loss: _tick(progress, task, step)):
                 metrics.append(row)
                 if config.out is not None:
                     write_atomically(config.out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
@@ -322,6 +332,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
 
 def main() -> int:
     console = Console()
+    signal.signal(signal.SIGINT, lambda *_: STOP.append(True) if not STOP else sys.exit(130))
     config = tyro.cli(Config, description=__doc__)
     try:
         summary = run(config, console)
