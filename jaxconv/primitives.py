@@ -28,15 +28,21 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.rules import fast
+
+# What each primitive computes, as plain JAX: how automatic differentiation would see it.
+PLAIN: dict[Primitive, Callable[..., jax.Array]] = {}
+
 
 # One definition for all: eager call, shape rule, lowering
 
 
-def _define(name: str, compute: Callable[..., jax.Array]) -> Primitive:
+def _define(name: str, compute: Callable[..., jax.Array], plain: Callable[..., jax.Array]) -> Primitive:
     """A primitive that lowers to `compute` on every platform and takes its shape rule from it."""
     primitive = Primitive(f"jaxconv_{name}")
+    PLAIN[primitive] = plain
 
     @functools.lru_cache(maxsize=4096)
     def program(static: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
@@ -118,8 +124,9 @@ class _Map(NamedTuple):
     bind: Callable[..., jax.Array]
 
 
-def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
-    """A primitive for `rule`; `arrays` names its two operands and its result, each one of x, w and y."""
+def _trio_map(name: str, arrays: str) -> _Map:
+    """A primitive for a map of that name; `arrays` names its two operands and its result, each one of x, w and y."""
+    rule, definition = getattr(fast, name), getattr(forward, name)
 
     def compute(
         a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str
@@ -131,7 +138,13 @@ def _trio_map(name: str, rule: Callable[..., jax.Array], arrays: str) -> _Map:
         out = rule(a.astype(common), b.astype(common), geometry, precision=precision, preferred_element_type=wanted)
         return out.astype(dtype)
 
-    primitive = _define(name, compute)
+    def plain(a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str) -> jax.Array:
+        del engine
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), dtype)
+        return definition(a.astype(wide), b.astype(wide), geometry, precision=precision).astype(dtype)
+
+    primitive = _define(name, compute, plain)
 
     def specs(a: Any, b: Any, *, geometry: Geometry, **_: Any) -> tuple[Any, ...]:
         """Batch and channel axes keep their sharding; a contracted axis is summed over its devices."""
@@ -156,9 +169,9 @@ _SHARED = {
     "xw": [(1, 1)], "yw": [(1, 0)],
 }  # fmt: skip
 
-_conv = _trio_map("conv", fast.conv, "xwy")
-_input_grad = _trio_map("input_grad", fast.input_grad, "ywx")
-_kernel_grad = _trio_map("kernel_grad", fast.kernel_grad, "xyw")
+_conv = _trio_map("conv", "xwy")
+_input_grad = _trio_map("input_grad", "ywx")
+_kernel_grad = _trio_map("kernel_grad", "xyw")
 
 
 def _transposes(of: _Map, first: Callable[..., jax.Array], second: Callable[..., jax.Array]) -> None:
@@ -312,8 +325,8 @@ def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[
 
         return compute
 
-    there = _define(name, mapped(apply))
-    back = _define(f"{name}_transpose", mapped(transpose))
+    there = _define(name, mapped(apply), mapped(apply))
+    back = _define(f"{name}_transpose", mapped(transpose), mapped(transpose))
     binders = {p: functools.partial(_bind_pair, p) for p in (there, back)}
     for primitive, other in ((there, back), (back, there)):
         _register_linear(primitive, binders[primitive], binders[other])

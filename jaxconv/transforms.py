@@ -1,0 +1,269 @@
+"""What JAX alone would have computed: a function with every hand-written rule taken out.
+
+A traced function is a list of equations. One that carries a rule (`custom_vjp`, `custom_jvp`, `linear_call`, a
+primitive of this library) also carries the plain computation that the rule is about, and evaluating that instead
+leaves JAX nothing but its own derivatives. Equations that hold programs (loops, branches, `jit`, `checkpoint`,
+`shard_map`) are evaluated with their programs treated likewise.
+
+The same evaluation can carry every float in another precision, which is how a function that was written, traced and
+is used in bfloat16 has an exact value and an exact gradient to be judged by.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import primitives as known
+
+from jaxconv import primitives
+
+# Equations that carry a rule, and where they keep the computation it is about.
+_RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
+# Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
+_OPAQUE = frozenset(
+    "bitcast_convert_type nextafter random_gamma ffi_call pallas_call pure_callback io_callback custom_partitioning "
+    "tpu_custom_call triton_kernel_call".split()
+)
+
+
+def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` with every hand-written derivative removed: `jax.grad(automatic(f))` is what JAX alone would compute.
+
+    `jax.custom_vjp`, `jax.custom_jvp`, `jax.custom_derivatives.linear_call` and the primitives of this library are
+    replaced by the plain computation they stand for, wherever they are: in library code that f calls, and inside
+    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `vmap` and `shard_map`. The values of f do not change.
+
+    Some rules are there because JAX alone has no derivative, such as one around a `while_loop`: reverse mode through
+    `automatic(f)` then raises JAX's own error. Implicit solves (`jax.lax.custom_linear_solve`) and `stop_gradient`
+    say what f is, not how it is differentiated, and stay. So does a gradient taken inside f, whose rule was used up
+    when f was traced.
+
+    Args:
+      f: any function of arrays that JAX can trace. Positional and keyword arguments and the result are pytrees of
+        arrays; whatever is not an array (a mode, a flag, a number of groups) is bound by a closure.
+
+    Returns:
+      A function of the same arguments with the same results, differentiable as often as JAX can do it.
+
+    Raises:
+      TypeError: when called with an argument that is not an array.
+
+    Example:
+      >>> import jax, jaxconv
+      >>> @jax.custom_vjp
+      ... def square(x):
+      ...     return x * x
+      >>> square.defvjp(lambda x: (x * x, x), lambda x, g: (3 * x * g,))  # wrong: the factor is 2
+      >>> print(jax.grad(square)(5.0), jax.grad(jaxconv.automatic(square))(5.0))
+      15.0 10.0
+
+    Source: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 3: a gradient is determined by the
+      evaluation procedure alone.
+    """
+
+    @functools.wraps(f)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        program = trace("automatic", f, *args, **kwargs)
+        return program.result(program.run(program.leaves))
+
+    return plain
+
+
+class Program(NamedTuple):
+    """A function traced at example arguments.
+
+    Attributes:
+      closed: its equations.
+      leaves: the example arguments, flat, as arrays.
+      paths: what each is called, such as `params['w']`.
+      result: from flat results to those of the function.
+      result_paths: what each result is called; "" for a single array.
+    """
+
+    closed: ClosedJaxpr
+    leaves: list[jax.Array]
+    paths: list[str]
+    result: Callable[[Sequence[jax.Array]], Any]
+    result_paths: list[str]
+
+    def run(self, leaves: Sequence[Any], floats: Any = None) -> list[Any]:
+        """The results at `leaves`, without hand-written rules; with `floats`, every float in that dtype."""
+        return _run(self.closed.jaxpr, self.closed.consts, leaves, floats)
+
+
+def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
+    """Trace f; `function` is who asks, for the error message."""
+    (entries, tree), names = jax.tree.flatten_with_path((args, kwargs)), _parameter_names(f, len(args))
+    paths = [_named(path, names) for path, _ in entries]
+    leaves = []
+    for path, (_, leaf) in zip(paths, entries, strict=True):
+        try:
+            leaves.append(jnp.asarray(leaf))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{function}: {path} must be an array, but is {leaf!r} ({type(leaf).__name__}). "
+                f"Bind what is not an array: {function}(lambda x: f(x, {leaf!r}), ...)."
+            ) from None
+
+    def flat(*leaves: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return f(*args, **kwargs)
+
+    closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    results, out = jax.tree.flatten_with_path(shapes)
+    return Program(
+        closed,
+        leaves,
+        paths,
+        functools.partial(jax.tree.unflatten, out),
+        [jax.tree_util.keystr(path) for path, _ in results],
+    )
+
+
+def _parameter_names(f: Callable[..., Any], count: int) -> list[str]:
+    """The names of f's positional parameters, as far as it has any."""
+    import inspect
+
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [*names, *(f"args[{i}]" for i in range(len(names), count))][: max(count, len(names))]
+
+
+def _named(path: Sequence[Any], names: Sequence[str]) -> str:
+    side, first, *rest = path
+    name = names[first.idx] if side.idx == 0 else first.key
+    return f"{name}{jax.tree_util.keystr(tuple(rest))}"
+
+
+# Evaluation
+
+
+def has_rules(jaxpr: Jaxpr) -> bool:
+    """Whether an equation here, or in a program within, carries a hand-written rule."""
+    return any(
+        eqn.primitive.name in _RULED
+        or eqn.primitive in primitives.PLAIN
+        or any(has_rules(inner) for value in eqn.params.values() for inner in _programs(value))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _programs(value: Any) -> list[Jaxpr]:
+    leaves = jax.tree.leaves(value, is_leaf=_is_program)
+    return [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves if _is_program(leaf)]
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
+    values: dict[Any, Any] = {}
+
+    def read(var: Any) -> Any:
+        return _carried(var.val, floats) if isinstance(var, Literal) else values[var]
+
+    values.update(zip(jaxpr.constvars, (_carried(c, floats) for c in consts), strict=True))
+    values.update(zip(jaxpr.invars, operands, strict=True))
+    for eqn in jaxpr.eqns:
+        with eqn.ctx.manager:
+            values.update(zip(eqn.outvars, _evaluate(eqn, [read(v) for v in eqn.invars], floats), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
+    """One equation's results, its rule removed and its floats carried in `floats`, if given."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in _RULED:
+        inner = params[_RULED[name]]
+        return _run(inner.jaxpr, inner.consts, operands, floats)
+    if eqn.primitive in primitives.PLAIN:
+        return [primitives.PLAIN[eqn.primitive](*operands, **_carried_params(params, floats))]
+    programs = [inner for value in params.values() for inner in _programs(value)]
+    if floats is None and not any(map(has_rules, programs)):
+        return _bind(eqn, operands, params)
+    if eqn.primitive is known.remat_p:
+        body = functools.partial(_run, params["jaxpr"], (), floats=floats)
+        return jax.checkpoint(
+            lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"]
+        )(*operands)
+    if name == "shard_map":
+        body = functools.partial(_run, params["jaxpr"], (), floats=floats)
+        return jax.shard_map(
+            lambda *a: tuple(body(a)),
+            mesh=params["mesh"],
+            in_specs=params["in_specs"],
+            out_specs=params["out_specs"],
+            axis_names=params["newly_manual_axes"],
+            check_vma=params["check_vma"],
+        )(*operands)
+    if floats is None:
+        return _bind(eqn, operands, _carried_params(params, None))
+    if name == "reduce_precision":
+        return operands
+    if name in _OPAQUE:
+        return _at_own_precision(eqn, operands, floats)
+    return [_carried(y, floats) for y in _bind(eqn, operands, _carried_params(params, floats))]
+
+
+def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
+    own = [x.astype(v.aval.dtype) if _is_float(x) else x for x, v in zip(operands, eqn.invars, strict=True)]
+    return [_carried(y, floats) for y in _bind(eqn, own, eqn.params)]
+
+
+# Precision
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jax.typeof(x).dtype, jnp.floating)
+
+
+def _carried(x: Any, floats: Any) -> Any:
+    """A value at the precision that floats are carried in."""
+    return x if floats is None or not _is_float(x) else jnp.asarray(x, floats)
+
+
+def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
+    """An equation's parameters: its programs rewritten, and the dtypes it names changed."""
+
+    def carried(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return _rewritten(value, floats)
+        if isinstance(value, Jaxpr):
+            return _rewritten(ClosedJaxpr(value, ()), floats).jaxpr
+        if floats is not None and isinstance(value, np.dtype) and jnp.issubdtype(value, jnp.floating):
+            return np.dtype(floats)
+        return value
+
+    def is_leaf(value: Any) -> bool:
+        return value is None or _is_program(value)
+
+    changed = {
+        name: jax.tree.map(carried, value, is_leaf=is_leaf) if _programs(value) else carried(value)
+        for name, value in params.items()
+    }
+    if floats is not None and "precision" in changed:
+        changed["precision"] = None  # a recipe for narrower floats
+    return changed
+
+
+def _rewritten(closed: ClosedJaxpr, floats: Any) -> ClosedJaxpr:
+    avals = [
+        a.update(dtype=np.dtype(floats)) if floats is not None and jnp.issubdtype(a.dtype, jnp.floating) else a
+        for a in closed.in_avals
+    ]
+    return jax.make_jaxpr(lambda *operands: _run(closed.jaxpr, closed.consts, operands, floats))(*avals)
