@@ -1,5 +1,6 @@
 """Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
 
+from jaxconv.gradcheck import check
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
 from jaxconv.ops.conv_general_dilated import conv_general_dilated
@@ -16,11 +17,14 @@ from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, 
 from jaxconv.ops.pad import pad
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.rules import ConvRules
+from jaxconv.transforms import automatic
 
 __all__ = [
     "ConvRules",
+    "automatic",
     "avg_pool",
     "batch_norm",
+    "check",
     "conv",
     "conv_bias_grad",
     "conv_general_dilated",

@@ -12,6 +12,7 @@ is used in bfloat16 has an exact value and an exact gradient to be judged by.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ from jaxconv import primitives
 # Equations that carry a rule, and where they keep the computation it is about.
 _RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
 # Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
-_OPAQUE = frozenset(
-    "bitcast_convert_type nextafter random_gamma ffi_call pallas_call pure_callback io_callback custom_partitioning "
-    "tpu_custom_call triton_kernel_call".split()
-)
+_OPAQUE = {
+    *("bitcast_convert_type", "nextafter", "random_gamma", "ffi_call", "pallas_call", "pure_callback", "io_callback"),
+    *("custom_partitioning", "tpu_custom_call", "triton_kernel_call"),
+}
 
 
 def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,15 +128,15 @@ def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Pr
 
 
 def _parameter_names(f: Callable[..., Any], count: int) -> list[str]:
-    """The names of f's positional parameters, as far as it has any."""
-    import inspect
-
+    """What f calls each of `count` positional arguments, as far as it has names for them."""
     try:
-        parameters = inspect.signature(f).parameters.values()
+        parameters = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [*names, *(f"args[{i}]" for i in range(len(names), count))][: max(count, len(names))]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
+    skipped = 0 if rest == "args" and len(names) == 0 else len(names)
+    return [*names, *(f"{rest}[{i - skipped}]" for i in range(len(names), count))]
 
 
 def _named(path: Sequence[Any], names: Sequence[str]) -> str:
@@ -193,19 +194,18 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
         return _bind(eqn, operands, params)
     if eqn.primitive is known.remat_p:
         body = functools.partial(_run, params["jaxpr"], (), floats=floats)
-        return jax.checkpoint(
-            lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"]
-        )(*operands)
+        return jax.checkpoint(lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
     if name == "shard_map":
         body = functools.partial(_run, params["jaxpr"], (), floats=floats)
-        return jax.shard_map(
+        sharded = jax.shard_map(
             lambda *a: tuple(body(a)),
             mesh=params["mesh"],
             in_specs=params["in_specs"],
             out_specs=params["out_specs"],
             axis_names=params["newly_manual_axes"],
             check_vma=params["check_vma"],
-        )(*operands)
+        )
+        return list(sharded(*operands))
     if floats is None:
         return _bind(eqn, operands, _carried_params(params, None))
     if name == "reduce_precision":
@@ -221,7 +221,8 @@ def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> lis
 
 
 def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
-    own = [x.astype(v.aval.dtype) if _is_float(x) else x for x, v in zip(operands, eqn.invars, strict=True)]
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    own = [x.astype(a.dtype) if _is_float(x) else x for x, a in zip(operands, avals, strict=True)]
     return [_carried(y, floats) for y in _bind(eqn, own, eqn.params)]
 
 
@@ -262,7 +263,7 @@ def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
 
 
 def _rewritten(closed: ClosedJaxpr, floats: Any) -> ClosedJaxpr:
-    avals = [
+    avals: list[Any] = [
         a.update(dtype=np.dtype(floats)) if floats is not None and jnp.issubdtype(a.dtype, jnp.floating) else a
         for a in closed.in_avals
     ]

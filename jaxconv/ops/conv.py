@@ -44,7 +44,7 @@ _by_rule.defvjp(_forward, _backward)
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     """db[o] = Σ_n Σ_p g[n, p, o]: a bias is read at every position of every example."""
     _, channel = static
-    return wide(g).sum([axis for axis in range(g.ndim) if axis != channel]).astype(g.dtype)
+    return wide(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
 _bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)

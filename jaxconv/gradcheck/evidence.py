@@ -1,0 +1,388 @@
+"""The kinds of evidence. Each is independent of how the others could be fooled."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv.gradcheck.hints import hint
+from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
+from jaxconv.gradcheck.yardstick import Arrays, Problem, Yardstick, gradient, in_float64, size, wide
+
+# How far apart the examples of a batch are, relative to the arguments.
+_APART = 2.0**-4
+# Steps of finite differences, as parts of the arguments' size.
+_STEPS = 2.0**-4 * 8.0 ** -np.arange(6)
+# More arguments than this are examined together, and a sample of them one by one.
+_MANY = 6
+
+
+class Trial:
+    """One function under examination: what is compiled once and used by several kinds of evidence."""
+
+    def __init__(self, problem: Problem, yardstick: Yardstick, rng: np.random.Generator) -> None:
+        self.problem, self.yardstick, self.rng = problem, yardstick, rng
+        self.compiled = jax.jit(gradient(problem.f))
+        self.xs, self.gs = problem.xs, yardstick.gs
+        self.suspects: set[tuple[int, tuple[int, ...]]] = set()
+
+    def gradient(self, gs: Sequence[Any], xs: Any = None) -> Arrays:
+        return list(map(np.asarray, self.compiled(list(xs or self.xs), list(gs))[1]))
+
+    def few(self) -> list[int]:
+        """Which arguments are examined one by one."""
+        count = len(self.xs)
+        return list(range(count)) if count <= _MANY else sorted(self.rng.choice(count, _MANY, replace=False))
+
+    def judge(
+        self,
+        name: str,
+        about: str,
+        comparisons: Sequence[tuple[Sequence[Any], Sequence[np.ndarray], Sequence[np.ndarray]]],
+        at: Callable[[int], tuple[Any, Any]],
+        hints: bool = False,
+    ) -> Evidence:
+        """Compare gradients (got, wanted, bounds) entry by entry; `at` says where the k-th was taken."""
+        worst = 0.0
+        findings: dict[int, Finding] = {}
+        kinks: dict[int, Finding] = {}
+        for k, (got, want, bounds) in enumerate(comparisons):
+            jumps: Any = None
+            for i, (a, w, b) in enumerate(zip(map(wide, got), want, bounds, strict=True)):
+                ratio = _ratios(a, w, b)
+                if not ratio.max(initial=0) > 1:
+                    worst = max(worst, ratio.max(initial=0))
+                    continue
+                jumps = jumps or self.yardstick.kinks(*at(k), self.rng)
+                kink = (ratio > 1) & np.isfinite(a) & (jumps[i] >= 0.1 * np.abs(a - w))
+                for where, out in ((kink, kinks), (~kink, findings)):
+                    chosen = np.where(where, ratio, 0)
+                    if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
+                        index = tuple(map(int, np.unravel_index(chosen.argmax(), a.shape)))
+                        text = self._hint(i, a, w, b, k) if hints and out is findings else ""
+                        if out is kinks:
+                            text = f"Around it, the gradient jumps by {jumps[i][index]:.6g}."
+                        out[i] = replace(self.finding(i, index, a, w, b, text), kink=out is kinks)
+                        self.suspects.add((i, index))
+                worst = max(worst, np.where(kink, 0, ratio).max())
+        verdict = "wrong" if findings else "kink" if kinks else "ok"
+        return Evidence(name, verdict, about, float(worst), tuple((findings or kinks).values()))
+
+    def finding(self, i: int, index: tuple[int, ...], got: Any, want: Any, bound: Any, text: str) -> Finding:
+        value, expected, allowed = (float(a[index]) for a in (got, want, bound))
+        return _finding(_entry(self.problem.paths[i], index), value, expected, allowed, self.xs[i].dtype, text)
+
+    def _hint(self, i: int, got: np.ndarray, want: np.ndarray, bound: np.ndarray, k: int) -> str:
+        gs, examples = self.gs[k], {}
+        sizes = {g.shape[0] for g in gs if g.ndim}
+        if len(sizes) == 1 and (n := sizes.pop()) > 1:
+            for name, keep in (("first", 0), ("last", n - 1)):
+                alone = [np.where(np.arange(n).reshape(-1, *[1] * (g.ndim - 1)) == keep, g, 0) for g in gs]
+                (_, dxs) = self.yardstick.exact(self.xs, alone)
+                examples[f"It is that of the {name} example alone: the sum over the batch is missing."] = dxs[i]
+        others = {
+            f"It is the gradient of {self.problem.paths[j]}.": other
+            for j, other in enumerate(self.yardstick.truth[k][1])
+            if j != i and other.shape == got.shape
+        }
+        ones = self.yardstick.exact(self.xs, [np.ones(g.shape) for g in gs])[1][i]
+        return hint(got, want, bound, examples | others | {"The cotangent is ignored: taken to be all ones.": ones})
+
+
+def _ratios(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """The error of every entry in bounds; 0 where the truth is not finite, for then it is not known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(got - want) / bound
+    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+    return np.where(~np.isfinite(want) | (got == want), 0, ratio)
+
+
+def _finding(where: str, value: float, expected: float, bound: float, dtype: Any, text: str = "") -> Finding:
+    info = jnp.finfo(dtype)
+    ulp = max(2.0 ** math.floor(math.log2(abs(expected))) if expected and math.isfinite(expected) else 0, info.tiny)
+    return Finding(where, value, expected, bound, abs(value - expected) / (float(ulp) * float(info.eps)), text)
+
+
+def _entry(path: str, index: Sequence[int]) -> str:
+    return f"{path}[{', '.join(map(str, index))}]" if index else path
+
+
+def _times(arrays: Sequence[np.ndarray], factor: float) -> Arrays:
+    return [factor * a for a in arrays]
+
+
+# The kinds
+
+
+def structure(t: Trial) -> Evidence:
+    """Shapes and dtypes of the cotangents are those of the arguments."""
+    _, dxs = jax.eval_shape(gradient(t.problem.f), t.xs, t.gs[0])
+    findings = [
+        f"{path}: {dx.dtype}{list(dx.shape)} instead of {x.dtype}{list(x.shape)}"
+        for path, x, dx in zip(t.problem.paths, t.xs, dxs, strict=True)
+        if (dx.shape, dx.dtype) != (x.shape, x.dtype)
+    ]
+    about = "; ".join(findings) or "each cotangent has its argument's shape and dtype"
+    return Evidence("structure", "wrong" if findings else "ok", about)
+
+
+def forward(t: Trial) -> Evidence:
+    """The values under differentiation, and without it, are those that f computes."""
+    exact = t.yardstick.truth[0][0]
+    bounds = t.yardstick.bounds(exact, of="values")
+    worst, findings = 0.0, []
+    for how, ys in (
+        ("under differentiation", t.compiled(t.xs, t.gs[0])[0]),
+        ("alone", jax.jit(t.problem.f)(t.xs)),
+    ):
+        for i, (y, want, bound) in enumerate(zip(map(wide, ys), exact, bounds, strict=True)):
+            ratio = _ratios(y, want, bound)
+            worst = max(worst, ratio.max(initial=0))
+            if ratio.max(initial=0) > 1:
+                index = np.unravel_index(ratio.argmax(), ratio.shape)
+                where = f"result {i}, entry {tuple(map(int, index))}, {how},"
+                findings.append(
+                    _finding(where, y[index], want[index], bound[index], t.problem.ys[i].dtype, "Does f use state?")
+                )
+    about = "values with and without differentiation, against float64"
+    return Evidence("forward", "wrong" if findings else "ok", about, float(worst), tuple(findings))
+
+
+def truth(t: Trial) -> Evidence:
+    """Against the plain function's automatic gradient in float64, with random cotangents."""
+    if not t.yardstick.reverse:
+        return Evidence(
+            "automatic", "skipped", "JAX alone has no reverse mode here: differences and the adjoint decide"
+        )
+    comparisons = [
+        (t.gradient(gs), dxs, t.yardstick.bounds(dxs))
+        for gs, (_, dxs) in zip(t.gs[:3], t.yardstick.truth[:3], strict=True)
+    ]
+    unknown = sum(int((~np.isfinite(w)).sum()) for w in comparisons[0][1])
+    about = "automatic differentiation in float64, 3 random cotangents"
+    if unknown:
+        about += f"; {unknown} entries have no finite truth"
+    if uncertain := t.yardstick.uncertain():
+        about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
+    return t.judge("automatic", about, comparisons, lambda k: (t.xs, t.gs[k]), hints=True)
+
+
+def adjoint(t: Trial) -> Evidence:
+    """⟨v, J u⟩ = ⟨Jᵀ v, u⟩ with f's own J if it has one, which a `custom_vjp` has not, else the exact one."""
+
+    def forward_mode(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda xs, us: jax.jvp(lambda *xs: call(xs), tuple(xs), tuple(us))[1]
+
+    us = [(size(wide(x)) * t.rng.standard_normal(x.shape)).astype(x.dtype) for x in t.xs]
+    try:
+        along, whose = jax.jit(forward_mode(t.problem.f))(list(t.xs), us), "f's own forward mode"
+    except Exception:
+        exact = in_float64(forward_mode(functools.partial(t.problem.plain, floats=jnp.float64)))
+        along, whose = exact([wide(x) for x in t.xs], [wide(u) for u in us]), "the exact J: f has no forward mode"
+    along, us, vs = list(map(wide, along)), list(map(wide, us)), list(map(wide, t.gs[0]))
+    left = sum(float(np.sum(v * a)) for v, a in zip(vs, along, strict=True))
+    right = sum(float(np.sum(wide(dx) * u)) for dx, u in zip(t.gradient(t.gs[0]), us, strict=True))
+    bound = t.yardstick.along(us, t.yardstick.truth[0][1])
+    if whose.startswith("f"):  # it rounds as well
+        bound = 2 * bound + t.yardstick.relative() * float(
+            np.sqrt(sum(np.sum((v * a) ** 2) for v, a in zip(vs, along, strict=True))) + abs(left)
+        )
+    if not math.isfinite(left):
+        return Evidence("adjoint", "skipped", "the derivative along u is not finite")
+    ratio = in_bounds(abs(left - right), bound)
+    found = _finding("⟨Jᵀv, u⟩", right, left, bound, t.xs[0].dtype)
+    about = f"⟨v, J u⟩ = ⟨Jᵀ v, u⟩, with {whose}"
+    return Evidence("adjoint", "wrong" if ratio > 1 else "ok", about, ratio, (found,) if ratio > 1 else ())
+
+
+def differences(t: Trial) -> Evidence:
+    """Finite differences in float64, along directions and at coordinates; no derivative but the one in question."""
+    xs, gs, got = [wide(x) for x in t.xs], [wide(g) for g in t.gs[0]], [wide(a) for a in t.gradient(t.gs[0])]
+    plain = functools.partial(t.problem.plain, floats=jnp.float64)
+
+    def slopes(xs: Sequence[Any], us: Sequence[Any], gs: Sequence[Any], unit: Any) -> Any:
+        here = plain(xs)
+
+        def rise(step: Any) -> Any:  # the difference first, so that results that do not change do not round
+            there = plain([x + step * u for x, u in zip(xs, us, strict=True)])
+            return sum(jnp.sum(g * (b - a)) for g, a, b in zip(gs, here, there, strict=True))
+
+        steps = unit * jnp.concatenate([_STEPS, -_STEPS])
+        return (jax.lax.map(rise, steps) / steps).reshape(2, -1)
+
+    compiled = in_float64(slopes)
+    worst, findings, kinks, count = 0.0, [], [], 0
+    for where, i, us in _directions(t, xs):
+        value = sum(float(np.tensordot(a, u, u.ndim)) for a, u in zip(got, us, strict=True) if u.any())
+        slope, error, sides = _slope(*compiled(xs, us, gs, size(xs[i]) / max(np.abs(u).max(initial=0) for u in us)))
+        bound = t.yardstick.along(us, t.yardstick.truth[0][1]) + 4 * error
+        ratio, count = in_bounds(abs(value - slope), bound), count + 1
+        if ratio <= 1 or not math.isfinite(slope):
+            worst = max(worst, ratio if ratio <= 1 else 0)
+        elif sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
+            text = f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
+            kinks.append(replace(_finding(where, value, slope, bound, t.xs[i].dtype, text), kink=True))
+        else:
+            worst = max(worst, ratio)
+            findings.append(_finding(where, value, slope, bound, t.xs[i].dtype))
+    verdict = "wrong" if findings else "kink" if kinks else "ok"
+    found = sorted(findings or kinks, key=lambda f: -f.ratio)[:3]
+    about = f"finite differences in float64 along {count} directions and coordinates"
+    return Evidence("differences", verdict, about, worst, tuple(found))
+
+
+def _directions(t: Trial, xs: Arrays) -> Iterator[tuple[str, int, Arrays]]:
+    """(name, argument, direction): at random, all entries alike, in proportion (both keep ties), and one by one."""
+    zeros = [np.zeros_like(x) for x in xs]
+
+    def only(i: int, u: np.ndarray) -> Arrays:
+        return [u if j == i else zero for j, zero in enumerate(zeros)]
+
+    for _ in range(2):
+        yield "along a random direction: ⟨Jᵀv, u⟩", 0, [size(x) * t.rng.standard_normal(x.shape) for x in xs]
+    coordinates = sorted(t.suspects)
+    for i in t.few():
+        path, x = t.problem.paths[i], xs[i]
+        if not x.size:
+            continue
+        yield f"the sum of {path}'s gradient, along {path} + t", i, only(i, np.ones_like(x))
+        if x.any():
+            yield f"⟨{path}'s gradient, {path}⟩, along (1 + t)·{path}", i, only(i, x)
+        flat = {0, x.size - 1, *map(int, t.rng.integers(x.size, size=2))}
+        coordinates += [(i, tuple(map(int, np.unravel_index(k, x.shape)))) for k in sorted(flat)]
+    for i, index in coordinates:
+        u = np.zeros_like(xs[i])
+        u[index] = 1
+        yield _entry(t.problem.paths[i], index), i, only(i, u)
+
+
+def _slope(ahead: np.ndarray, behind: np.ndarray) -> tuple[float, float, tuple[float, float] | None]:
+    """The slope at 0 and its error, from difference quotients over the ladder of steps; both slopes at a kink.
+
+    Central quotients err by h²; from two of them, h and h/8, (64·D(h/8) − D(h))/63 errs by h⁴. Of all such pairs the
+    one that agrees best with the next is taken: longer steps see the curvature, shorter ones the rounding. The two
+    one-sided quotients differ by h on a smooth function, and by as much at any h across a kink.
+    """
+    central = (ahead + behind) / 2
+    better = (64 * central[1:] - central[:-1]) / 63
+    gaps = np.abs(np.diff(better))
+    errors = np.maximum(gaps[1:], gaps[:-1])  # of three that agree, the middle one: two may agree by chance
+    if not np.isfinite(errors).any():
+        return math.nan, math.inf, None
+    k = int(np.nanargmin(errors))
+    far, near = np.abs(ahead - behind)[k + 1 : k + 3]
+    sides = (float(ahead[k + 2]), float(behind[k + 2])) if near > far / 2 else None
+    return float(better[k + 1]), float(errors[k]), sides
+
+
+def linearity(t: Trial) -> Evidence:
+    """The backward pass is linear: a cotangent may be split, and scaled by −2, exactly."""
+    gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
+    keep = [t.rng.integers(0, 2, g.shape).astype(bool) for g in gs]
+    whole, some, rest, twice = (
+        list(map(wide, t.gradient(g)))
+        for g in (
+            gs,
+            [np.where(k, g, 0).astype(g.dtype) for g, k in zip(gs, keep, strict=True)],
+            [np.where(k, 0, g).astype(g.dtype) for g, k in zip(gs, keep, strict=True)],
+            [-2 * g for g in gs],
+        )
+    )
+    bounds = _times(t.yardstick.bounds(dxs), 2)
+    comparisons = [
+        ([a + b for a, b in zip(some, rest, strict=True)], whole, bounds),
+        (twice, _times(whole, -2), _times(bounds, 2)),
+    ]
+    return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons, lambda _: (t.xs, gs))
+
+
+def zeros(t: Trial) -> Evidence:
+    """No cotangent, no gradient; and what is not asked for does not change what is."""
+    gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
+    nothing = [np.zeros_like(g) for g in gs]
+    none = [np.where(np.isfinite(dx), 0, np.nan) for dx in dxs]
+    comparisons: list[tuple[Any, Any, Any]] = [(t.gradient(nothing), none, none)]
+    at = [nothing]
+    outputs = t.few() if len(gs) > _MANY else range(len(gs))
+    for k in outputs if len(gs) > 1 else ():  # the other results' cotangents are symbolic zeros
+        part = jax.jit(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
+        alone = [g if i == k else np.zeros_like(g) for i, g in enumerate(gs)]
+        _, exact = t.yardstick.exact(t.xs, alone)
+        comparisons.append((part, exact, t.yardstick.bounds(exact)))
+        at.append(alone)
+    if len(t.xs) > 1:  # the other arguments are constants
+
+        def one(i: int, xs: Any) -> Any:
+            def of(x: Any) -> Any:
+                return t.problem.f([x if j == i else other for j, other in enumerate(xs)])
+
+            return gradient(lambda x: of(*x))([xs[i]], gs)[1][0]
+
+        few = t.few()
+        parts = jax.jit(lambda xs: [one(i, xs) for i in few])(t.xs)
+        got = [parts[few.index(i)] if i in few else dx for i, dx in enumerate(dxs)]
+        comparisons.append((got, dxs, t.yardstick.bounds(dxs)))
+        at.append(gs)
+    about = "zero cotangents; each result, and each argument, differentiated alone"
+    return t.judge("zeros", about, comparisons, lambda k: (t.xs, at[k]))
+
+
+def vmap(t: Trial) -> Evidence:
+    """The gradient of each of two examples is the same under `vmap`, and that of what they share is the sum."""
+    there = t.problem.moved(t.rng, _APART)
+    points = [list(map(np.asarray, t.xs)), there]
+    singly = [t.gradient(gs, xs) for gs, xs in zip(t.gs, points, strict=False)]
+    stacked = [np.stack(pair) for pair in zip(*points, strict=True)]
+    cotangents = [np.stack(pair) for pair in zip(*t.gs[:2], strict=True)]
+    try:
+        together = jax.jit(jax.vmap(gradient(t.problem.f)))(stacked, cotangents)[1]
+    except Exception as error:
+        return Evidence("vmap", "skipped", f"f has no vmap: {first_line(error)}")
+    comparisons = []
+    for k in range(2):
+        want = list(map(wide, singly[k]))
+        comparisons.append(([np.asarray(a)[k] for a in together], want, _times(t.yardstick.bounds(want), 2)))
+    at: list[tuple[Any, Any]] = [(points[0], t.gs[0]), (points[1], t.gs[1])]
+    about = "vmap(grad) of 2 examples = grad of each"
+    if len(t.xs) > 1:
+        (first, *shared), pair = t.xs, jnp.asarray(stacked[0])
+
+        def batched(shared: Any) -> Any:
+            return jax.vmap(lambda x: t.problem.f([x, *shared]))(pair)
+
+        got = jax.jit(gradient(batched))(shared, cotangents)[1]
+        one, other = singly[0], t.gradient(t.gs[1], [there[0], *shared])
+        want = [wide(a) + wide(b) for a, b in zip(one, other, strict=True)]
+        bounds = [a + b for a, b in zip(*(t.yardstick.bounds(list(map(wide, s))) for s in (one, other)), strict=True)]
+        comparisons.append(([wide(first) * 0, *got], [want[0] * 0, *want[1:]], _times(bounds, 2)))
+        at.append((t.xs, t.gs[0]))
+        about += "; grad(vmap) = Σ vmap(grad)"
+    return t.judge("vmap", about, comparisons, lambda k: at[k])
+
+
+def eager(t: Trial) -> Evidence:
+    """Traced and compiled, or one operation at a time."""
+    got = gradient(t.problem.f)(t.xs, t.gs[0])[1]
+    want = list(map(wide, t.gradient(t.gs[0])))
+    bounds = _times(t.yardstick.bounds(want), 2)
+    return t.judge("jit", "jit = eager", [(got, want, bounds)], lambda _: (t.xs, t.gs[0]))
+
+
+def determinism(t: Trial) -> Evidence:
+    """The same call gives the same bits."""
+    first, second = t.gradient(t.gs[0]), t.gradient(t.gs[0])
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+    return Evidence("determinism", "ok" if same else "wrong", "two runs, the same bits")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:200]}"

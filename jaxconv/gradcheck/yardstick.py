@@ -1,0 +1,249 @@
+"""What a gradient should be, and how far from it rounding may take one.
+
+The truth is automatic differentiation of the plain function with every float carried in float64. The yardstick is
+what automatic differentiation makes of it at the function's own precision, on this machine: sums, fused kernels,
+TF32 and all. Both are sampled over several random cotangents g_j and points x_j, each entry of x moved by at most
+one unit in the last place, and give for every entry of the gradient
+
+    E = rms_j |automatic(x_j, g_j) − exact(x_j, g_j)|     what automatic differentiation errs by,
+    V = rms_j |exact(x_j, g_j)|                           how large the entry is under any cotangent.
+
+An entry may then err by
+
+    bound = 8 · max(E, ρ·V, u·|v|)
+
+with v its exact value, ρ the median of E/V over the array, so that no entry is held to a lucky sample, and
+u = eps/2, the one rounding that nobody avoids. The factor 8 is not tuned to any function: the largest of 10⁹ normal
+deviates is 6, and a rule written in another order of operations may round twice where automatic differentiation
+rounds once (√2).
+
+Rounding is scale free, so that float64 itself is measured in float32 and scaled by the ratio of the two eps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv.transforms import Program
+
+SAMPLES = 6
+SPREAD = 8.0
+Arrays = list[np.ndarray]
+
+
+def wide(x: Any) -> np.ndarray:
+    return np.asarray(x).astype(np.float64)
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled with 64-bit floats; float64 NumPy arrays in and out."""
+    compiled = jax.jit(function)
+
+    def call(*operands: Any) -> Any:
+        with jax.enable_x64(True), _device():
+            return jax.tree.map(np.asarray, compiled(*jax.tree.map(np.asarray, operands)))
+
+    return call
+
+
+def _device() -> Any:
+    """TPUs have no float64; their host has."""
+    return jax.default_device(jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None)
+
+
+def gradient(call: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """(xs, gs) -> the values of `call` and its cotangents, in reverse mode."""
+
+    def both(xs: Sequence[Any], gs: Sequence[Any]) -> tuple[Any, Any]:
+        ys, back = jax.vjp(lambda *xs: call(xs), *xs)
+        return list(ys), list(back(tuple(map(jnp.asarray, gs))))
+
+    return both
+
+
+class Problem(NamedTuple):
+    """A function of float arrays, twice: as it is, and as what it computes.
+
+    Attributes:
+      name: what the function is called.
+      f: (xs) -> ys, with its own rules.
+      plain: (xs, floats) -> ys, without any; `floats` is the dtype to carry, or None for its own.
+      xs: the point.
+      paths: what each x is called.
+      ys: the shape and dtype of each result.
+      leaves: where each x is among all arguments.
+    """
+
+    name: str
+    f: Callable[..., tuple[Any, ...]]
+    plain: Callable[..., tuple[Any, ...]]
+    xs: list[jax.Array]
+    paths: list[str]
+    ys: list[jax.ShapeDtypeStruct]
+
+    def cotangents(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Random ones, in the dtypes of the results."""
+        return [rng.standard_normal(y.shape).astype(y.dtype) for y in self.ys]
+
+    def moved(self, rng: np.random.Generator, by: float | None = None, dtype: Any = None) -> list[np.ndarray]:
+        """A point near x: every entry multiplied by 1 or 1 ± `by` (by default one ulp), which keeps zeros and signs."""
+
+        def move(x: np.ndarray) -> np.ndarray:
+            to = dtype or x.dtype
+            step = float(jnp.finfo(to).eps) if by is None else by
+            return (wide(x) * (1 + step * rng.integers(-1, 2, x.shape))).astype(to)
+
+        return [move(np.asarray(x)) for x in self.xs]
+
+
+def problem(name: str, f: Callable[..., Any], program: Program, plain: Program) -> Problem:
+    """Restrict f (a function of flat leaves) and what it computes to their float arguments and results."""
+    leaves, results = program.leaves, program.closed.out_avals
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    outputs = [i for i, aval in enumerate(results) if jnp.issubdtype(aval.dtype, jnp.floating)]
+
+    def placed(xs: Sequence[Any]) -> list[Any]:
+        full = list(leaves)
+        for i, x in zip(floats, xs, strict=True):
+            full[i] = x
+        return full
+
+    def own(xs: Sequence[Any]) -> tuple[Any, ...]:
+        ys = jax.tree.leaves(f(*placed(xs)))
+        return tuple(ys[i] for i in outputs)
+
+    def plainly(xs: Sequence[Any], floats: Any = None) -> tuple[Any, ...]:
+        ys = plain.run(placed(xs), floats)
+        return tuple(ys[i] for i in outputs)
+
+    return Problem(
+        name,
+        own,
+        plainly,
+        [leaves[i] for i in floats],
+        [program.paths[i] for i in floats],
+        [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
+    )
+
+
+class Yardstick:
+    """The truth at one point, and the bounds around it.
+
+    Without a plain gradient (`reverse=False`: JAX has none for a `while_loop`) f's own stands in for the truth, and
+    what the last place of x does to it for its error: the bounds are right in size, and the truth is not used.
+    """
+
+    def __init__(self, problem: Problem, rng: np.random.Generator, reverse: bool = True) -> None:
+        self.problem, self.reverse = problem, reverse
+        self.xs = [wide(x) for x in problem.xs]
+        self.gs = [problem.cotangents(rng) for _ in range(SAMPLES)]
+        own: Callable[..., Any] = jax.jit(gradient(problem.plain if reverse else problem.f))
+        exact = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float64)))
+        self._exact = exact if reverse else own
+        scale, narrow = 1.0, None
+        if reverse and any(dtype == np.float64 for dtype in self._dtypes()):
+            own = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float32)))
+            scale, narrow = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps), np.dtype(np.float32)
+        self.truth = [self.exact(problem.xs, gs) for gs in self.gs]
+        errors, values = [], []
+        for gs, truth in zip(self.gs, self.truth, strict=True):
+            xs = problem.moved(rng, dtype=narrow)
+            gs = gs if narrow is None else [g.astype(narrow) for g in gs]
+            exactly = self.exact(xs, gs) if reverse else truth
+            values.append([*exactly[0], *exactly[1]])
+            pairs = zip(jax.tree.leaves(own(xs, gs)), values[-1], strict=True)
+            errors.append([scale * _finite(wide(a) - b) for a, b in pairs])
+        self._errors, self._values = _by_array(errors), _by_array(values)
+
+    def exact(self, xs: Sequence[Any], gs: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        """The values and the gradient in float64."""
+        convert = wide if self.reverse else np.asarray
+        ys, dxs = self._exact([convert(x) for x in xs], [convert(g) for g in gs])
+        return list(map(wide, ys)), list(map(wide, dxs))
+
+    def bounds(self, values: Sequence[np.ndarray], of: str = "gradient") -> Arrays:
+        """How far rounding may take each of `values`, exact gradients (or results) at or near this point."""
+        count, dtypes = len(self.problem.ys), self._dtypes()
+        chosen = range(count) if of == "values" else range(count, len(dtypes))
+        return [self._bound(i, v, dtypes[i]) for i, v in zip(chosen, values, strict=True)]
+
+    def _dtypes(self) -> list[Any]:
+        return [*(y.dtype for y in self.problem.ys), *(x.dtype for x in self.problem.xs)]
+
+    def _bound(self, i: int, value: np.ndarray, dtype: Any) -> np.ndarray:
+        errors, typical = _rms(self._errors[i]), _rms(self._values[i])
+        half = float(jnp.finfo(dtype).eps) / 2 * np.nan_to_num(np.abs(value), posinf=0)
+        return SPREAD * np.maximum(np.maximum(errors, _median(errors, typical) * typical), half) + _least(dtype)
+
+    def along(self, direction: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> float:
+        """How far rounding may take ⟨gradient, direction⟩: entries may err alike, so the sum is measured too."""
+        count = len(self.problem.ys)
+
+        sums = sum(np.tensordot(e, u, u.ndim) for e, u in zip(self._errors[count:], direction, strict=True))
+        entries = sum(float(np.sum((b * u) ** 2)) for b, u in zip(self.bounds(values), direction, strict=True))
+        return max(SPREAD * float(np.sqrt(np.mean(np.square(sums)))), float(np.sqrt(entries)))
+
+    def relative(self) -> float:
+        """How far rounding typically takes a whole array, relative to itself: the worst of all arrays."""
+        arrays = zip(self._errors, self._values, self._dtypes(), strict=True)
+        return SPREAD * max(max(_median(_rms(e), _rms(v)), float(jnp.finfo(d).eps)) for e, v, d in arrays)
+
+    def uncertain(self) -> int:
+        """How many entries of the gradient the arguments' own precision does not determine to one digit."""
+        typical = [_rms(values) for values in self._values[len(self.problem.ys) :]]
+        bounds = self.bounds(self.truth[0][1])
+        return sum(int(((b > 0.1 * v) & (v > 0)).sum()) for b, v in zip(bounds, typical, strict=True))
+
+    def kinks(self, xs: Sequence[Any], gs: Sequence[Any], rng: np.random.Generator) -> Arrays:
+        """By how much each entry of the gradient jumps between points on opposite sides of x, too close to matter.
+
+        A smooth gradient changes by 64 times less between points 64 times closer; a jump stays.
+        """
+        jumps = [np.zeros(x.shape) for x in self.xs]
+        for _ in range(3):
+            steps = [size(x) * rng.standard_normal(x.shape) for x in self.xs]
+            far, near = (self._across(xs, gs, [by * s for s in steps]) for by in (2.0**-30, 2.0**-36))
+            jumps = [np.fmax(j, np.where(n > f / 2, n, 0)) for j, f, n in zip(jumps, far, near, strict=True)]
+        return jumps
+
+    def _across(self, xs: Sequence[Any], gs: Sequence[Any], steps: Arrays) -> Arrays:
+        (_, ahead), (_, behind) = (
+            self.exact([wide(x) + sign * s for x, s in zip(xs, steps, strict=True)], gs) for sign in (1, -1)
+        )
+        return [np.abs(a - b) for a, b in zip(ahead, behind, strict=True)]
+
+
+def size(x: np.ndarray) -> float:
+    """The root mean square of an array's entries; 1 if they are all zero."""
+    return float(np.sqrt(np.mean(np.square(x)))) or 1.0 if x.size else 1.0
+
+
+def _by_array(samples: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """From arrays by sample to samples by array."""
+    return [np.stack(column) for column in zip(*samples, strict=True)]
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    """A sample that is not finite says nothing about rounding."""
+    return np.where(np.isfinite(x), x, 0)
+
+
+def _rms(samples: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(np.square(_finite(samples)), axis=0))
+
+
+def _median(errors: np.ndarray, typical: np.ndarray) -> float:
+    ratios = errors[typical > 0] / typical[typical > 0]
+    return float(np.median(ratios)) if ratios.size else 0.0
+
+
+def _least(dtype: Any) -> float:
+    """What rounds to zero: below float16's subnormals, and below the normal range of the others."""
+    info = jnp.finfo(dtype)
+    return float(info.smallest_subnormal if info.bits == 16 and info.nmant == 10 else info.tiny)
