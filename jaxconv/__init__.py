@@ -1,5 +1,6 @@
 """Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
 
+from jaxconv.comparison import compare
 from jaxconv.gradcheck import check
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
@@ -25,6 +26,7 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "check",
+    "compare",
     "conv",
     "conv_bias_grad",
     "conv_general_dilated",

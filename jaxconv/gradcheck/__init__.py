@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck import evidence
-from jaxconv.gradcheck.evidence import Trial, first_line
+from jaxconv.gradcheck.evidence import Trial
+from jaxconv.gradcheck.problem import (
+    SMALLER,
+    Problem,
+    WrongRule,
+    differentiable,
+    finite,
+    first_line,
+    fits,
+    gradient,
+    prepare,
+)
 from jaxconv.gradcheck.report import Evidence, Finding, Report
-from jaxconv.gradcheck.yardstick import SAMPLES, Problem, Yardstick, gradient, problem
-from jaxconv.transforms import Program, trace
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick
 
 __all__ = ["KINDS", "Evidence", "Finding", "Report", "check"]
 
@@ -107,10 +116,7 @@ def check(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(f"check: {p.name} and its gradient do not fit into memory. {_SMALLER}") from error
-
-
-_SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
+        raise MemoryError(f"check: {p.name} and its gradient do not fit into memory. {SMALLER}") from error
 
 
 def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
@@ -118,119 +124,13 @@ def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
     rng = np.random.default_rng(seed)
     try:
         reverse = differentiable("check", p)
-    except _WrongRule as wrong:
+    except WrongRule as wrong:
         return report.with_evidence(Evidence("structure", "wrong", str(wrong)))
+    fits("check", p, p.plain if reverse else p.f, SAMPLES)
     finite("check", p)
     t = Trial(p, Yardstick(p, rng, reverse), rng)
     report = report.with_evidence(*(ask(t) for name, ask in KINDS.items() if name not in skip))
     return report if order == 1 else report.with_evidence(_second_order(p, t.gs[0], rng))
-
-
-class _WrongRule(Exception):
-    """The function can be differentiated without its own rules only."""
-
-
-def prepare(function: str, f: Callable[..., Any], args: tuple[Any, ...], reference: Any = None) -> Problem:
-    """f and its example arguments as a problem, or an error that says why there is none."""
-    name = getattr(f, "__name__", type(f).__name__)
-    program = _traced(function, name, f, args)
-    _has_gradient(function, name, program)
-    plain = program
-    if reference is not None:
-        plain = _traced(function, "reference", reference, args)
-        if [(a.shape, a.dtype) for a in plain.closed.out_avals] != [
-            (a.shape, a.dtype) for a in program.closed.out_avals
-        ]:
-            raise ValueError(
-                f"{function}: reference must return what {name} returns, but {_shapes(plain)} != {_shapes(program)}."
-            )
-    structure = jax.tree.structure(args)
-    return problem(name, lambda *leaves: f(*jax.tree.unflatten(structure, leaves)), program, plain)
-
-
-def _traced(function: str, name: str, f: Callable[..., Any], args: tuple[Any, ...]) -> Program:
-    try:
-        return trace(function, f, *args)
-    except Exception as error:
-        if str(error).startswith(f"{function}: "):
-            raise
-        raise ValueError(f"{function}: {name} fails on these arguments. {first_line(error)}") from error
-
-
-def _shapes(program: Program) -> str:
-    return ", ".join(f"{a.dtype}{list(a.shape)}" for a in program.closed.out_avals) or "nothing"
-
-
-def _has_gradient(function: str, name: str, program: Program) -> None:
-    arguments, results = [x.dtype for x in program.leaves], [a.dtype for a in program.closed.out_avals]
-    if any(jnp.issubdtype(d, jnp.complexfloating) for d in [*arguments, *results]):
-        raise TypeError(
-            f"{function}: {name} is complex. Split what it takes and returns into real and imaginary parts."
-        )
-    if not any(jnp.issubdtype(d, jnp.floating) for d in arguments):
-        listed = ", ".join(map(str, arguments)) or "no arguments at all"
-        raise TypeError(f"{function}: {name} has no floating argument to differentiate, but {listed}.")
-    if not any(jnp.issubdtype(d, jnp.floating) for d in results):
-        raise TypeError(
-            f"{function}: {name} returns {_shapes(program)}, and integers have no gradient. "
-            f"Return the floats that they come from."
-        )
-    if program.closed.effects:
-        raise TypeError(
-            f"{function}: {name} has side effects ({', '.join(sorted(map(str, program.closed.effects)))}), which would "
-            f"be repeated dozens of times. Take its prints and callbacks out."
-        )
-
-
-def finite(function: str, p: Problem) -> None:
-    """Raise unless the arguments and the results are finite."""
-    named = [*zip(p.paths, p.xs, strict=True), *((f"{p.name}(*args)", y) for y in jax.jit(p.f)(p.xs))]
-    for path, x in named:
-        if not bool(jnp.isfinite(x).all()):
-            count = int((~jnp.isfinite(x)).sum())
-            raise ValueError(f"{function}: {path} must be finite, but {count} of {x.size} entries are not.")
-
-
-def differentiable(function: str, p: Problem) -> bool:
-    """Whether JAX alone has a reverse mode of p; raises if f has none either, or none that fits into memory."""
-    plain = _failure(gradient(p.plain), p.xs, p.ys)
-    own = _failure(gradient(p.f), p.xs, p.ys)
-    if own is not None and plain is not None:
-        raise TypeError(f"{function}: {p.name} cannot be differentiated in reverse mode. {first_line(own)}") from own
-    if own is not None:
-        raise _WrongRule(f"f's rule fails where automatic differentiation does not. {first_line(own)}") from own
-    _fits(function, p, p.plain if plain is None else p.f)
-    return plain is None
-
-
-def _failure(function: Callable[..., Any], *args: Any) -> Exception | None:
-    try:
-        jax.eval_shape(function, *args)
-    except Exception as error:
-        return error
-    return None
-
-
-def _fits(function: str, p: Problem, call: Callable[..., Any]) -> None:
-    residuals = jax.eval_shape(lambda xs: jax.vjp(lambda *xs: call(xs), *xs)[1], p.xs)
-    kept = sum(a.size for a in jax.tree.leaves(residuals) if hasattr(a, "size"))
-    sampled = sum(x.size for x in p.xs) + sum(y.size for y in p.ys)
-    need, free = 8 * (2 * kept + 2 * SAMPLES * sampled), _free_memory()
-    if need > free:
-        raise MemoryError(
-            f"{function}: {p.name} in float64 and {SAMPLES} samples of its gradient need {need / 1e9:.1f} GB, but "
-            f"{free / 1e9:.1f} GB are free. {_SMALLER}"
-        )
-
-
-def _free_memory() -> float:
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Evidence:
@@ -251,7 +151,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
     )
     try:
         reverse = differentiable("check", gradients)
-    except (TypeError, _WrongRule) as error:
+    except (TypeError, WrongRule) as error:
         return Evidence("second order", "skipped", first_line(error))
     t = Trial(gradients, Yardstick(gradients, rng, reverse), rng)
     found = [evidence.truth(t), evidence.differences(t)]

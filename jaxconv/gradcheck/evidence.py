@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.hints import hint
+from jaxconv.gradcheck.problem import Problem, first_line, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
-from jaxconv.gradcheck.yardstick import Arrays, Problem, Yardstick, gradient, in_float64, size, wide
+from jaxconv.gradcheck.yardstick import Arrays, Yardstick, in_float64, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -380,9 +381,3 @@ def determinism(t: Trial) -> Evidence:
     first, second = t.gradient(t.gs[0]), t.gradient(t.gs[0])
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
     return Evidence("determinism", "ok" if same else "wrong", "two runs, the same bits")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,335 @@
+"""The race between gradients of the same function: do they agree, and what does each cost?"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxconv.gradcheck.problem import Problem, differentiable, finite, fits, gradient, prepare, wide
+from jaxconv.gradcheck.report import table
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, size
+from jaxconv.transforms import automatic
+
+# What decides the cost of a gradient, in the optimised program; library calls are named after what they compute.
+OPERATIONS = ("convolution", "dot", "reduce-window", "select-and-scatter", "scatter")
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([a-z][a-z-]*)\((?:.*custom_call_target=\"([^\"]*)\")?", re.M
+)
+_LIBRARY = {"convolution": re.compile("conv", re.I), "dot": re.compile("matmul|gemm|dot", re.I)}
+
+
+def compare(
+    f: Callable[..., Any] | Mapping[str, Callable[..., Any]], *args: Any, seconds: float = 2.0, seed: int = 0
+) -> Comparison:
+    """The race between f's gradient and `automatic(f)`'s, or among several named functions: agreement and cost.
+
+    What is timed is the compiled program of values and gradient in all floating arguments, for a random cotangent.
+    The contestants take turns within one process, in changing order, so that a machine that slows down slows all.
+
+    Args:
+      f: a function as `check` takes it; or a dict of such functions by name, which compute the same.
+      args: where to differentiate.
+      seconds: how long to time, about, for all contestants together and after compilation.
+      seed: of the cotangents.
+
+    Returns:
+      A `Comparison`: a table when printed, `.to_dict()` for JSON, `.figure(path)` for one PNG. Per contestant: compile
+      time (s), run time (s; median and quartiles), FLOPs, bytes accessed and temporary bytes as XLA counts them, bytes
+      of residuals that the forward pass leaves for the backward, and how many convolutions, dots, reduce-windows,
+      select-and-scatters and scatters the optimised program has. Per contestant and argument: the worst error against
+      float64, in units in the last place and in bounds (as `check` derives them; at most 1 is right).
+
+    Raises:
+      TypeError, ValueError, MemoryError: as `check` does, and for contestants whose results differ in shape or dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> x = jnp.sin(jnp.arange(2 * 8 * 8 * 3.0)).reshape(2, 8, 8, 3)
+      >>> report = jaxconv.compare(lambda x: jaxconv.max_pool(x, 2), x, seconds=0.1)
+      >>> report["automatic"].operations["select-and-scatter"] + report["automatic"].operations["scatter"] > 0
+      True
+      >>> report["<lambda>"].operations["scatter"], report.ok
+      (0, True)
+
+    Source: counts are those of XLA's `cost_analysis` and `memory_analysis`; the truth is that of `check`.
+    """
+    if isinstance(f, Mapping):
+        if not f:
+            raise ValueError("compare: f must name at least one function, but is empty.")
+        functions = dict(f)
+    else:
+        functions = {getattr(f, "__name__", type(f).__name__): f, "automatic": automatic(f)}
+    if not seconds > 0:
+        raise ValueError(f"compare: seconds must be positive, but is {seconds}.")
+    problems = {name: prepare("compare", function, args) for name, function in functions.items()}
+    first = next(iter(problems.values()))
+    for name, p in problems.items():
+        if [(y.shape, y.dtype) for y in p.ys] != [(y.shape, y.dtype) for y in first.ys]:
+            listed = (", ".join(f"{y.dtype}{list(y.shape)}" for y in q.ys) for q in (p, first))
+            raise ValueError(f"compare: {name} must return what {first.name} returns, but {' != '.join(listed)}.")
+        if not differentiable("compare", p):
+            raise TypeError(
+                f"compare: {p.name} has no automatic gradient to race against: JAX has no reverse mode for its loop. "
+                f"Check it with jaxconv.check."
+            )
+    fits("compare", first, first.plain, SAMPLES)
+    finite("compare", first)
+    yardstick = Yardstick(first, np.random.default_rng(seed))
+    gs = [jax.numpy.asarray(g) for g in yardstick.gs[0]]
+    compiled, entries = {}, {}
+    for name, p in problems.items():
+        start = time.perf_counter()
+        compiled[name] = jax.jit(gradient(p.f)).lower(p.xs, gs).compile()
+        compile_seconds = time.perf_counter() - start
+        entries[name] = compile_seconds, _agreement(p, yardstick, compiled[name](p.xs, gs)[1])
+    times = _race({name: functools.partial(c, first.xs, gs) for name, c in compiled.items()}, seconds)
+    return Comparison(
+        first.name,
+        tuple(f"{path} {x.dtype}{list(x.shape)}" for path, x in zip(first.paths, first.xs, strict=True)),
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        tuple(_contestant(name, problems[name], compiled[name], times[name], *entries[name]) for name in problems),
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one gradient is from float64 at its worst entry.
+
+    Attributes:
+      ulps: in units in the last place of the gradient's root mean square.
+      bounds: in units of how far rounding may take it.
+      errors: of every entry, in bounds.
+    """
+
+    ulps: float
+    bounds: float
+    errors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One gradient: what it costs, and how well each argument's agrees. Times in seconds, sizes in bytes.
+
+    A count that the platform does not report is NaN.
+    """
+
+    name: str
+    compile_seconds: float
+    seconds: float
+    quartiles: tuple[float, float]
+    flops: float
+    bytes_accessed: float
+    temporary_bytes: float
+    residual_bytes: float
+    operations: dict[str, int]
+    agreement: dict[str, Agreement]
+
+    @property
+    def worst(self) -> Agreement:
+        return max(self.agreement.values(), key=lambda a: a.bounds)
+
+    def to_dict(self) -> dict[str, Any]:
+        named = {k: v for k, v in vars(self).items() if k not in ("agreement", "quartiles")}
+        exact = {path: {"ulps": _plain(a.ulps), "bounds": _plain(a.bounds)} for path, a in self.agreement.items()}
+        return {k: _plain(v) for k, v in named.items()} | {"quartiles": list(self.quartiles), "agreement": exact}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of a race. `print` it for a table."""
+
+    function: str
+    arguments: tuple[str, ...]
+    machine: str
+    contestants: tuple[Contestant, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient is right: no entry errs by more than rounding explains."""
+        return all(c.worst.bounds <= 1 for c in self.contestants)
+
+    def __getitem__(self, name: str) -> Contestant:
+        for c in self.contestants:
+            if c.name == name:
+                return c
+        raise KeyError(f"no contestant is called {name!r}; there is {', '.join(c.name for c in self.contestants)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it; what is not finite becomes a string."""
+        return {
+            "function": self.function,
+            "arguments": list(self.arguments),
+            "machine": self.machine,
+            "ok": self.ok,
+            "contestants": [c.to_dict() for c in self.contestants],
+        }
+
+    def __str__(self) -> str:
+        first = self.contestants[0]
+        head = ("gradient", "time", "quartiles", "ratio", "compile", "FLOPs", "accessed", "temporary", "residuals")
+        rows = []
+        for c in self.contestants:
+            low, high = c.quartiles
+            rows.append(
+                (
+                    c.name,
+                    _time(c.seconds),
+                    f"{_time(low)} to {_time(high)}",
+                    f"{c.seconds / first.seconds:.2f}",
+                    _time(c.compile_seconds),
+                    _count(c.flops),
+                    *(_count(n, "B") for n in (c.bytes_accessed, c.temporary_bytes, c.residual_bytes)),
+                )
+            )
+        lines = [f"compare({self.function}) on {self.machine}.    {', '.join(self.arguments)}", *table(head, rows), ""]
+        used = [o for o in OPERATIONS if any(c.operations[o] for c in self.contestants)]
+        lines += table(
+            ("gradient", *used, *(f"error in {path}" for path in first.agreement)),
+            [
+                (
+                    c.name,
+                    *(str(c.operations[o]) for o in used),
+                    *(f"{a.ulps:.2g} ulps, {a.bounds:.2g} bounds" for a in c.agreement.values()),
+                )
+                for c in self.contestants
+            ],
+        )
+        return "\n".join(lines)
+
+    def figure(self, path: str | Path) -> None:
+        """Write one PNG: time and memory as bars, and where the worst argument of each gradient errs by how much.
+
+        Raises:
+          ModuleNotFoundError: without matplotlib, which `pip install jaxconv[experiments]` brings.
+        """
+        from matplotlib.figure import Figure
+
+        names = [c.name for c in self.contestants]
+        figure = Figure(figsize=(4 + 2.6 * max(2, len(names)), 6.4), layout="constrained")
+        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.2)))
+        figure.suptitle(f"Gradient of {self.function}: {self.machine}")
+        run, memory = above.subplots(1, 2)
+        median = np.array([1e3 * c.seconds for c in self.contestants])
+        low, high = (np.array([1e3 * c.quartiles[i] for c in self.contestants]) for i in (0, 1))
+        bars = run.barh(names, median, xerr=[median - low, high - median], color="0.6", edgecolor="black")
+        run.bar_label(bars, fmt="%.3g", padding=4)
+        run.set(xlabel="run time (ms), median and quartiles")
+        places = np.arange(len(names))
+        for shift, key, colour in ((-0.2, "temporary_bytes", "0.35"), (0.2, "residual_bytes", "0.8")):
+            sizes = [getattr(c, key) / 1e6 for c in self.contestants]
+            bars = memory.barh(
+                places + shift, sizes, 0.4, color=colour, edgecolor="black", label=key.removesuffix("_bytes")
+            )
+            memory.bar_label(bars, fmt="%.3g", padding=4)
+        memory.set(xlabel="memory (MB)", yticks=places, yticklabels=names)
+        memory.legend(frameon=False)
+        for axes in (run, memory):
+            axes.invert_yaxis()
+            axes.margins(x=0.2)
+        for axes, c in zip(below.subplots(1, len(names), squeeze=False)[0], self.contestants, strict=True):
+            path, worst = max(c.agreement.items(), key=lambda item: item[1].bounds)
+            image = axes.imshow(_flat(worst.errors), cmap="Greys", vmin=0, aspect="auto")
+            below.colorbar(image, ax=axes, label="error (bounds)")
+            axes.set(title=f"{c.name}: {path}", xticks=[], yticks=[])
+        figure.savefig(path, format="png", dpi=120)
+
+
+def _agreement(p: Problem, yardstick: Yardstick, dxs: Any) -> dict[str, Agreement]:
+    exact = yardstick.truth[0][1]
+    found = {}
+    for path, x, dx, want, bound in zip(p.paths, p.xs, map(wide, dxs), exact, yardstick.bounds(exact), strict=True):
+        error = np.abs(dx - want)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bounds = np.where(error == 0, 0, np.nan_to_num(error / bound, nan=np.inf))
+        ulp = float(jax.numpy.finfo(x.dtype).eps) * 2.0 ** math.floor(math.log2(size(want)))
+        found[path] = Agreement(float(error.max(initial=0)) / ulp, float(bounds.max(initial=0)), bounds)
+    return found
+
+
+def _race(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Seconds per call, measured in turns; short calls are repeated until a clock can time them."""
+
+    def timed(name: str, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            out = calls[name]()
+        jax.block_until_ready(out)
+        return (time.perf_counter() - start) / repeats
+
+    repeats = {}
+    for name in calls:
+        timed(name, 1)
+        repeats[name] = max(1, min(1000, round(5e-4 / max(timed(name, 3), 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order, end = list(calls), time.perf_counter() + seconds
+    while len(times[order[0]]) < 5 or (time.perf_counter() < end and len(times[order[0]]) < 1000):
+        for name in order:
+            times[name].append(timed(name, repeats[name]))
+        order.reverse()
+    return times
+
+
+def _contestant(
+    name: str, p: Problem, compiled: Any, times: list[float], compile_seconds: float, agreement: dict[str, Agreement]
+) -> Contestant:
+    low, median, high = statistics.quantiles(times, n=4)
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    residuals = jax.tree.leaves(jax.eval_shape(lambda xs: jax.vjp(lambda *xs: p.f(xs), *xs)[1], p.xs))
+    found: Counter[str] = Counter()
+    for opcode, target in _INSTRUCTION.findall(compiled.as_text() or ""):
+        called = next(
+            (o for o, pattern in _LIBRARY.items() if opcode == "custom-call" and pattern.search(target)), None
+        )
+        found[called or opcode] += 1
+    return Contestant(
+        name,
+        compile_seconds,
+        median,
+        (low, high),
+        float(cost.get("flops", math.nan)),
+        float(cost.get("bytes accessed", math.nan)),
+        float(memory.temp_size_in_bytes) if memory else math.nan,
+        float(sum(a.size * a.dtype.itemsize for a in residuals if hasattr(a, "dtype"))),
+        {o: found[o] for o in OPERATIONS},
+        agreement,
+    )
+
+
+def _flat(errors: np.ndarray) -> np.ndarray:
+    """Two axes of an array, the longest; the worst over the others."""
+    if errors.ndim < 2:
+        return errors.reshape(1, -1)
+    keep = sorted(np.argsort(errors.shape, kind="stable")[-2:])
+    return errors.max(tuple(a for a in range(errors.ndim) if a not in keep))
+
+
+def _time(s: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if s >= unit:
+            return f"{s / unit:.3g} {name}"
+    return f"{s / 1e-6:.3g} µs"
+
+
+def _count(n: float, unit: str = "") -> str:
+    if math.isnan(n):
+        return "unknown"
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g} {prefix}{unit}"
+    return f"{n:.0f} {unit}".rstrip()
+
+
+def _plain(x: Any) -> Any:
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

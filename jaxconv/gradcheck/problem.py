@@ -1,0 +1,207 @@
+"""A function and example arguments, made ready to be differentiated; or a sentence that says why they cannot be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv.transforms import Program, trace
+
+SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
+
+
+def wide(x: Any) -> np.ndarray:
+    return np.asarray(x).astype(np.float64)
+
+
+def gradient(call: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """(xs, gs) -> the values of `call` and its cotangents, in reverse mode."""
+
+    def both(xs: Sequence[Any], gs: Sequence[Any]) -> tuple[Any, Any]:
+        ys, back = jax.vjp(lambda *xs: call(xs), *xs)
+        return list(ys), list(back(tuple(map(jnp.asarray, gs))))
+
+    return both
+
+
+class Problem(NamedTuple):
+    """A function of float arrays, twice: as it is, and as what it computes.
+
+    Attributes:
+      name: what the function is called.
+      f: (xs) -> ys, with its own rules.
+      plain: (xs, floats) -> ys, without any; `floats` is the dtype to carry, or None for its own.
+      xs: the point.
+      paths: what each x is called.
+      ys: the shape and dtype of each result.
+      leaves: where each x is among all arguments.
+    """
+
+    name: str
+    f: Callable[..., tuple[Any, ...]]
+    plain: Callable[..., tuple[Any, ...]]
+    xs: list[jax.Array]
+    paths: list[str]
+    ys: list[jax.ShapeDtypeStruct]
+
+    def cotangents(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Random ones, in the dtypes of the results."""
+        return [rng.standard_normal(y.shape).astype(y.dtype) for y in self.ys]
+
+    def moved(self, rng: np.random.Generator, by: float | None = None, dtype: Any = None) -> list[np.ndarray]:
+        """A point near x: every entry multiplied by 1 or 1 ± `by` (by default one ulp), which keeps zeros and signs."""
+
+        def move(x: np.ndarray) -> np.ndarray:
+            to = dtype or x.dtype
+            step = float(jnp.finfo(to).eps) if by is None else by
+            return (wide(x) * (1 + step * rng.integers(-1, 2, x.shape))).astype(to)
+
+        return [move(np.asarray(x)) for x in self.xs]
+
+
+def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program) -> Problem:
+    """Restrict f (a function of flat leaves) and what it computes to their float arguments and results."""
+    leaves, results = program.leaves, program.closed.out_avals
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    outputs = [i for i, aval in enumerate(results) if jnp.issubdtype(aval.dtype, jnp.floating)]
+
+    def placed(xs: Sequence[Any]) -> list[Any]:
+        full = list(leaves)
+        for i, x in zip(floats, xs, strict=True):
+            full[i] = x
+        return full
+
+    def own(xs: Sequence[Any]) -> tuple[Any, ...]:
+        ys = jax.tree.leaves(f(*placed(xs)))
+        return tuple(ys[i] for i in outputs)
+
+    def plainly(xs: Sequence[Any], floats: Any = None) -> tuple[Any, ...]:
+        ys = plain.run(placed(xs), floats)
+        return tuple(ys[i] for i in outputs)
+
+    return Problem(
+        name,
+        own,
+        plainly,
+        [leaves[i] for i in floats],
+        [program.paths[i] for i in floats],
+        [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
+    )
+
+
+class WrongRule(Exception):
+    """The function can be differentiated without its own rules only."""
+
+
+def prepare(function: str, f: Callable[..., Any], args: tuple[Any, ...], reference: Any = None) -> Problem:
+    """f and its example arguments as a problem, or an error that says why there is none."""
+    name = getattr(f, "__name__", type(f).__name__)
+    program = _traced(function, name, f, args)
+    _has_gradient(function, name, program)
+    plain = program
+    if reference is not None:
+        plain = _traced(function, "reference", reference, args)
+        if [(a.shape, a.dtype) for a in plain.closed.out_avals] != [
+            (a.shape, a.dtype) for a in program.closed.out_avals
+        ]:
+            raise ValueError(
+                f"{function}: reference must return what {name} returns, but {_shapes(plain)} != {_shapes(program)}."
+            )
+    structure = jax.tree.structure(args)
+    return _problem(name, lambda *leaves: f(*jax.tree.unflatten(structure, leaves)), program, plain)
+
+
+def _traced(function: str, name: str, f: Callable[..., Any], args: tuple[Any, ...]) -> Program:
+    try:
+        return trace(function, f, *args)
+    except Exception as error:
+        if str(error).startswith(f"{function}: "):
+            raise
+        raise ValueError(f"{function}: {name} fails on these arguments. {first_line(error)}") from error
+
+
+def _shapes(program: Program) -> str:
+    return ", ".join(f"{a.dtype}{list(a.shape)}" for a in program.closed.out_avals) or "nothing"
+
+
+def _has_gradient(function: str, name: str, program: Program) -> None:
+    arguments, results = [x.dtype for x in program.leaves], [a.dtype for a in program.closed.out_avals]
+    if any(jnp.issubdtype(d, jnp.complexfloating) for d in [*arguments, *results]):
+        raise TypeError(
+            f"{function}: {name} is complex. Split what it takes and returns into real and imaginary parts."
+        )
+    if not any(jnp.issubdtype(d, jnp.floating) for d in arguments):
+        listed = ", ".join(map(str, arguments)) or "no arguments at all"
+        raise TypeError(f"{function}: {name} has no floating argument to differentiate, but {listed}.")
+    if not any(jnp.issubdtype(d, jnp.floating) for d in results):
+        raise TypeError(
+            f"{function}: {name} returns {_shapes(program)}, and integers have no gradient. "
+            f"Return the floats that they come from."
+        )
+    if program.closed.effects:
+        raise TypeError(
+            f"{function}: {name} has side effects ({', '.join(sorted(map(str, program.closed.effects)))}), which would "
+            f"be repeated dozens of times. Take its prints and callbacks out."
+        )
+
+
+def finite(function: str, p: Problem) -> None:
+    """Raise unless the arguments and the results are finite."""
+    named = [*zip(p.paths, p.xs, strict=True), *((f"{p.name}(*args)", y) for y in jax.jit(p.f)(p.xs))]
+    for path, x in named:
+        if not bool(jnp.isfinite(x).all()):
+            count = int((~jnp.isfinite(x)).sum())
+            raise ValueError(f"{function}: {path} must be finite, but {count} of {x.size} entries are not.")
+
+
+def differentiable(function: str, p: Problem) -> bool:
+    """Whether JAX alone has a reverse mode of p; raises if f has none either."""
+    plain = _failure(gradient(p.plain), p.xs, p.ys)
+    own = _failure(gradient(p.f), p.xs, p.ys)
+    if own is not None and plain is not None:
+        raise TypeError(f"{function}: {p.name} cannot be differentiated in reverse mode. {first_line(own)}") from own
+    if own is not None:
+        raise WrongRule(f"f's rule fails where automatic differentiation does not. {first_line(own)}") from own
+    return plain is None
+
+
+def _failure(function: Callable[..., Any], *args: Any) -> Exception | None:
+    try:
+        jax.eval_shape(function, *args)
+    except Exception as error:
+        return error
+    return None
+
+
+def fits(function: str, p: Problem, call: Callable[..., Any], samples: int) -> None:
+    """Raise unless `call`'s gradient in float64, and as many samples of it, fit into memory."""
+    residuals = jax.eval_shape(lambda xs: jax.vjp(lambda *xs: call(xs), *xs)[1], p.xs)
+    kept = sum(a.size for a in jax.tree.leaves(residuals) if hasattr(a, "size"))
+    sampled = sum(x.size for x in p.xs) + sum(y.size for y in p.ys)
+    need, free = 8 * (2 * kept + 2 * samples * sampled), _free_memory()
+    if need > free:
+        raise MemoryError(
+            f"{function}: {p.name} in float64 and {samples} samples of its gradient need {need / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB are free. {SMALLER}"
+        )
+
+
+def _free_memory() -> float:
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:200]}"
