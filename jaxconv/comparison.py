@@ -84,8 +84,7 @@ def compare(
                 f"Check it with jaxconv.check."
             )
     fits("compare", first, first.plain, SAMPLES)
-    finite("compare", first)
-    yardstick = Yardstick(first, np.random.default_rng(seed))
+    yardstick = Yardstick(first, np.random.default_rng(seed), finite("compare", first))
     gs = [jax.numpy.asarray(g) for g in yardstick.gs[0]]
     compiled, entries = {}, {}
     for name, p in problems.items():
@@ -217,7 +216,7 @@ class Comparison:
 
         names = [c.name for c in self.contestants]
         figure = Figure(figsize=(4 + 2.6 * max(2, len(names)), 6.4), layout="constrained")
-        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.2)))
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.2))[:, 0]
         figure.suptitle(f"Gradient of {self.function}: {self.machine}")
         run, memory = above.subplots(1, 2)
         median = np.array([1e3 * c.seconds for c in self.contestants])
@@ -325,9 +324,9 @@ def _time(s: float) -> str:
 def _count(n: float, unit: str = "") -> str:
     if math.isnan(n):
         return "unknown"
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.3g} {prefix}{unit}"
+    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= scale:
+            return f"{n / scale:.3g} {prefix}{unit}"
     return f"{n:.0f} {unit}".rstrip()
 
 

@@ -76,6 +76,9 @@ def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
 class Program(NamedTuple):
     """A function traced at example arguments.
 
@@ -102,15 +105,13 @@ def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Pr
     """Trace f; `function` is who asks, for the error message."""
     (entries, tree), names = jax.tree.flatten_with_path((args, kwargs)), _parameter_names(f, len(args))
     paths = [_named(path, names) for path, _ in entries]
-    leaves = []
     for path, (_, leaf) in zip(paths, entries, strict=True):
-        try:
-            leaves.append(jnp.asarray(leaf))
-        except (TypeError, ValueError):
+        if not isinstance(leaf, _ARRAYS) and not hasattr(leaf, "__jax_array__"):
             raise TypeError(
                 f"{function}: {path} must be an array, but is {leaf!r} ({type(leaf).__name__}). "
                 f"Bind what is not an array: {function}(lambda x: f(x, {leaf!r}), ...)."
-            ) from None
+            )
+    leaves = [jnp.asarray(leaf) for _, leaf in entries]
 
     def flat(*leaves: Any) -> Any:
         args, kwargs = jax.tree.unflatten(tree, leaves)
@@ -150,10 +151,13 @@ def _named(path: Sequence[Any], names: Sequence[str]) -> str:
 
 def has_rules(jaxpr: Jaxpr) -> bool:
     """Whether an equation here, or in a program within, carries a hand-written rule."""
+    return contains(jaxpr, lambda eqn: eqn.primitive.name in _RULED or eqn.primitive in primitives.PLAIN)
+
+
+def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
+    """Whether an equation here, or in a program within, is wanted."""
     return any(
-        eqn.primitive.name in _RULED
-        or eqn.primitive in primitives.PLAIN
-        or any(has_rules(inner) for value in eqn.params.values() for inner in _programs(value))
+        wanted(eqn) or any(contains(inner, wanted) for value in eqn.params.values() for inner in _programs(value))
         for eqn in jaxpr.eqns
     )
 
@@ -235,7 +239,10 @@ def _is_float(x: Any) -> bool:
 
 def _carried(x: Any, floats: Any) -> Any:
     """A value at the precision that floats are carried in."""
-    return x if floats is None or not _is_float(x) else jnp.asarray(x, floats)
+    if floats is None or not _is_float(x):
+        return x
+    with np.errstate(over="ignore"):  # the least float64 is −∞ in float32
+        return jnp.asarray(x, floats)
 
 
 def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:

@@ -127,8 +127,7 @@ def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
     except WrongRule as wrong:
         return report.with_evidence(Evidence("structure", "wrong", str(wrong)))
     fits("check", p, p.plain if reverse else p.f, SAMPLES)
-    finite("check", p)
-    t = Trial(p, Yardstick(p, rng, reverse), rng)
+    t = Trial(p, Yardstick(p, rng, finite("check", p), reverse), rng)
     report = report.with_evidence(*(ask(t) for name, ask in KINDS.items() if name not in skip))
     return report if order == 1 else report.with_evidence(_second_order(p, t.gs[0], rng))
 
@@ -148,12 +147,13 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
         [*p.xs, *map(jnp.asarray, gs)],
         [*p.paths, *deltas],
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in p.xs],
+        p.stopped,
     )
     try:
         reverse = differentiable("check", gradients)
     except (TypeError, WrongRule) as error:
         return Evidence("second order", "skipped", first_line(error))
-    t = Trial(gradients, Yardstick(gradients, rng, reverse), rng)
+    t = Trial(gradients, Yardstick(gradients, rng, finite("check", gradients), reverse), rng)
     found = [evidence.truth(t), evidence.differences(t)]
     verdicts = [e.verdict for e in found]
     verdict = next(v for v in ("wrong", "kink", "ok", "skipped") if v in verdicts)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.transforms import Program, trace
+from jaxconv.transforms import Program, contains, trace
 
 SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
 
@@ -39,6 +39,7 @@ class Problem(NamedTuple):
       xs: the point.
       paths: what each x is called.
       ys: the shape and dtype of each result.
+      stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
       leaves: where each x is among all arguments.
     """
 
@@ -48,10 +49,11 @@ class Problem(NamedTuple):
     xs: list[jax.Array]
     paths: list[str]
     ys: list[jax.ShapeDtypeStruct]
+    stopped: bool
 
-    def cotangents(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Random ones, in the dtypes of the results."""
-        return [rng.standard_normal(y.shape).astype(y.dtype) for y in self.ys]
+    def cotangents(self, rng: np.random.Generator, where: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Random ones, in the dtypes of the results; 0 where a result is infinite and has no slope."""
+        return [(rng.standard_normal(y.shape) * w).astype(y.dtype) for y, w in zip(self.ys, where, strict=True)]
 
     def moved(self, rng: np.random.Generator, by: float | None = None, dtype: Any = None) -> list[np.ndarray]:
         """A point near x: every entry multiplied by 1 or 1 ± `by` (by default one ulp), which keeps zeros and signs."""
@@ -91,6 +93,7 @@ def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program)
         [leaves[i] for i in floats],
         [program.paths[i] for i in floats],
         [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
+        contains(plain.closed.jaxpr, lambda eqn: eqn.primitive.name == "stop_gradient"),
     )
 
 
@@ -150,13 +153,15 @@ def _has_gradient(function: str, name: str, program: Program) -> None:
         )
 
 
-def finite(function: str, p: Problem) -> None:
-    """Raise unless the arguments and the results are finite."""
-    named = [*zip(p.paths, p.xs, strict=True), *((f"{p.name}(*args)", y) for y in jax.jit(p.f)(p.xs))]
-    for path, x in named:
-        if not bool(jnp.isfinite(x).all()):
-            count = int((~jnp.isfinite(x)).sum())
+def finite(function: str, p: Problem) -> list[np.ndarray]:
+    """Which results are finite. Raise if one is no number or an argument is not finite."""
+    for path, x in zip(p.paths, p.xs, strict=True):
+        if count := int((~np.isfinite(wide(x))).sum()):
             raise ValueError(f"{function}: {path} must be finite, but {count} of {x.size} entries are not.")
+    ys = list(map(wide, jax.jit(p.f)(p.xs)))
+    if count := sum(int(np.isnan(y).sum()) for y in ys):
+        raise ValueError(f"{function}: {p.name}(*args) must be a number everywhere, but {count} entries are NaN.")
+    return [np.isfinite(y) for y in ys]
 
 
 def differentiable(function: str, p: Problem) -> bool:

@@ -1,0 +1,142 @@
+"""How often is a verdict on a gradient right? Three judges, hundreds of right and wrong gradients.
+
+Every wrong gradient of `wrong.py` and every right one of `right.py`, in each dtype where the error exceeds what the
+dtype itself does, goes before `jaxconv.check`, `jax.test_util.check_grads` and a comparison for a cotangent of ones.
+The outcome, with versions and date, is in `experiments/results/verdicts.json`; the README has the table.
+
+    python -m experiments.verdicts --jobs 2 --out experiments/results/verdicts.json
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import rich
+import tyro
+from rich.progress import track
+from rich.table import Table
+
+from experiments.files import write_atomically
+from experiments.verdicts.case import Case
+from experiments.verdicts.judges import JUDGES, setting
+from experiments.verdicts.right import RIGHT
+from experiments.verdicts.wrong import WRONG
+
+
+@dataclass(frozen=True)
+class Options:
+    """Right and wrong gradients before three judges."""
+
+    filter: str = ""
+    """Only cases whose name contains this."""
+    jobs: int = 1
+    """Processes; one core each."""
+    out: Path | None = None
+    """Write all verdicts as JSON."""
+
+
+class Verdict(NamedTuple):
+    """What one judge says of one case."""
+
+    case: str
+    dtype: str
+    right: bool
+    judge: str
+    accepted: bool | None
+    seconds: float
+
+
+def verdicts(task: tuple[str, str, bool]) -> list[Verdict]:
+    """All judges on one case; None where a judge could not say."""
+    name, dtype, right = task
+    case = next(c for c in (RIGHT if right else WRONG) if c.name == name)
+    found = []
+    with setting(dtype):
+        for judge, ask in JUDGES.items():
+            start = time.perf_counter()
+            try:
+                accepted: bool | None = bool(ask(case, dtype))
+            except Exception as error:
+                print(f"{judge} on {name}, {dtype}: {type(error).__name__}: {str(error)[:200]}")
+                accepted = None
+            found.append(Verdict(name, dtype, right, judge, accepted, round(time.perf_counter() - start, 3)))
+    jax.clear_caches()
+    return found
+
+
+def confusion(found: list[Verdict]) -> list[dict[str, Any]]:
+    """For each judge and class of dtypes: how many wrong gradients were rejected, and right ones accepted."""
+    rows = []
+    for judge in JUDGES:
+        for name, dtypes in (("float32, float64", ("float32", "float64")), ("16 bits", ("bfloat16", "float16"))):
+            own = [v for v in found if v.judge == judge and v.dtype in dtypes]
+            wrong, right = [v for v in own if not v.right], [v for v in own if v.right]
+            rows.append(
+                {
+                    "judge": judge,
+                    "dtypes": name,
+                    "wrong": len(wrong),
+                    "wrong rejected": sum(v.accepted is False for v in wrong),
+                    "right": len(right),
+                    "right accepted": sum(v.accepted is True for v in right),
+                    "no verdict": sum(v.accepted is None for v in own),
+                }
+            )
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def main(options: Options) -> None:
+    cases: list[tuple[Case, bool]] = [*((c, False) for c in WRONG), *((c, True) for c in RIGHT)]
+    tasks = [(c.name, dtype, right) for c, right in cases if options.filter in c.name for dtype in c.dtypes]
+    if not tasks:
+        raise SystemExit(f"no case has {options.filter!r} in its name")
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        outcome = track(pool.map(verdicts, tasks, chunksize=4), "judging", total=len(tasks))
+        found = [verdict for case in outcome for verdict in case]
+    rows = confusion(found)
+    table = Table("judge", "dtypes", "wrong, rejected", "right, accepted", "no verdict")
+    for row in rows:
+        rejected, accepted = f"{row['wrong rejected']} of {row['wrong']}", f"{row['right accepted']} of {row['right']}"
+        table.add_row(row["judge"], row["dtypes"], rejected, accepted, str(row["no verdict"]))
+    rich.print(table)
+    for v in found:
+        if v.judge == "jaxconv.check" and v.accepted is not v.right:
+            rich.print(f"jaxconv.check is mistaken on {v.case!r}, {v.dtype}")
+    if options.out:
+        listed = [v._asdict() for v in found]
+        report = {"machine": machine(), "confusion": rows, "verdicts": listed}
+        write_atomically(options.out, (json.dumps(report, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

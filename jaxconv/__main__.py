@@ -1,0 +1,201 @@
+"""`python -m jaxconv check|compare|doctor`: gradients judged and raced from the command line.
+
+Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxconv
+from jaxconv.ops.wiring import ENGINES
+from jaxconv.rules import NAMED
+
+CONVENTION = """
+The file says what to call a function with. For `loss` that is `loss_args`, else `example_args`: a tuple, or a function
+of no arguments that returns one. Check compares with `loss_reference` if the file defines it.
+
+    # my_ops.py
+    def loss(w, x): ...
+    def loss_args(): return jnp.ones((3, 3)), jnp.ones((8, 3))
+
+    python -m jaxconv check my_ops.py:loss
+"""
+
+
+class CannotRunError(Exception):
+    """There is no verdict, and this is why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    if getattr(options, "x64", False):
+        jax.config.update("jax_enable_x64", True)
+    try:
+        return options.run(options)
+    except (CannotRunError, TypeError, ValueError, MemoryError, ModuleNotFoundError, OSError) as error:
+        print(f"jaxconv: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m jaxconv", description=__doc__, formatter_class=_Plain)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[Any], int], **about: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, formatter_class=_Plain, **about)
+        sub.set_defaults(run=run)
+        return sub
+
+    check = command("check", _check, help="is this gradient right?", epilog=CONVENTION)
+    check.add_argument("function", metavar="path.py:function")
+    check.add_argument("--order", type=int, default=1, choices=(1, 2), help="2: the gradient's gradient as well")
+    check.add_argument("--skip", nargs="*", default=[], metavar="KIND", help="kinds of evidence to leave out")
+    compare = command("compare", _compare, help="which gradient is faster?", epilog=CONVENTION)
+    compare.add_argument(
+        "function",
+        nargs="+",
+        metavar="path.py:function",
+        help="one races its own automatic gradient; several each other",
+    )
+    compare.add_argument("--seconds", type=float, default=2.0, help="how long to time")
+    compare.add_argument("--png", type=Path, metavar="FILE", help="draw time, memory and errors")
+    for sub in (check, compare):
+        sub.add_argument("--seed", type=int, default=0, help="of the cotangents")
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+        sub.add_argument("--x64", action="store_true", help="allow float64 arguments")
+    command("doctor", _doctor, help="what is installed, and do the rules work on this machine?")
+    return parser
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written."""
+
+
+# check, compare
+
+
+def _check(options: Any) -> int:
+    function, args, reference = _load(options.function)
+    report = jaxconv.check(
+        function, *args, reference=reference, order=options.order, seed=options.seed, skip=options.skip
+    )
+    return _report(report, options)
+
+
+def _compare(options: Any) -> int:
+    loaded = [_load(function) for function in options.function]
+    function, args, _ = loaded[0]
+    contestants = {name: f for name, (f, *_) in zip(options.function, loaded, strict=True)}
+    report = jaxconv.compare(
+        function if len(loaded) == 1 else contestants, *args, seconds=options.seconds, seed=options.seed
+    )
+    if options.png:
+        report.figure(options.png)
+    return _report(report, options)
+
+
+def _report(report: Any, options: Any) -> int:
+    print(report)
+    if options.json:
+        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return 0 if report.ok else 1
+
+
+def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..., Any] | None]:
+    """The function that `path.py:function` names, its example arguments, and its reference if it has one."""
+    path, colon, name = target.rpartition(":")
+    if not colon or not path or not name:
+        raise CannotRunError(f"the function must be given as path.py:function, but is {target!r}.")
+    if not Path(path).is_file():
+        raise CannotRunError(f"{path} is not a file.")
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise CannotRunError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CannotRunError(f"{path} fails: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        defined = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "none"
+        raise CannotRunError(f"{path} defines no function {name!r}; it defines {defined}.")
+    example = getattr(module, f"{name}_args", getattr(module, "example_args", None))
+    if example is None:
+        raise CannotRunError(f"{path} must define {name}_args or example_args, a tuple of arguments for {name}.")
+    args = example() if callable(example) else example
+    if not isinstance(args, tuple | list):
+        raise CannotRunError(f"{name}_args must be a tuple, but is {type(args).__name__}. For one argument write (x,).")
+    return function, tuple(args), getattr(module, f"{name}_reference", None)
+
+
+# doctor
+
+
+def _doctor(options: Any) -> int:
+    del options
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for package in ("jaxconv", "jax", "jaxlib", "numpy", "optax"):
+        print(f"{package} {_version(package) or 'NOT INSTALLED'}")
+    optional = {p: _version(p) for p in ("matplotlib", "rich", "tyro", "scikit-learn", "flax", "pytest")}
+    print("optional: " + ", ".join(f"{package} {version or 'not installed'}" for package, version in optional.items()))
+    print("devices: " + ", ".join(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()))
+    print(f"rules: {', '.join(NAMED)}, autodiff; engines: {', '.join(ENGINES)}")
+    float64 = "on" if jnp.asarray(0.0).dtype == jnp.float64 else "off"
+    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
+    print(f"float64: {float64}; matmul precision: {precision}")
+    print("self-check:")
+    wrong = 0
+    for name, function, args in _samples():
+        report = jaxconv.check(function, *args)
+        wrong += not report.ok
+        print(f"  {name}: {'right' if report.ok else 'WRONG'}")
+        if not report.ok:
+            print(report)
+    print("all gradients are right" if not wrong else f"{wrong} gradients are WRONG: please report this output")
+    return 1 if wrong else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _samples() -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """Small layers that between them use every primitive of the library."""
+
+    def block(x: jax.Array, w: jax.Array, b: jax.Array, rules: str) -> jax.Array:
+        y = jaxconv.conv(x, w, b, stride=2, padding=((1, 0), (2, 1)), groups=2, rules=rules)
+        y = jaxconv.max_pool(jaxconv.silu(y, rules=rules), 2, stride=1, rules=rules)
+        return jaxconv.avg_pool(jaxconv.pad(y, 1, mode="reflect"), 2, rules=rules)
+
+    shapes = (2, 9, 8, 4), (3, 3, 2, 6), (6,)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    samples = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        args = tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+        for rules in NAMED:
+            samples.append(
+                (f"{jnp.dtype(dtype).name}, rules={rules!r}", lambda x, w, b, r=rules: block(x, w, b, r), args)
+            )
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,407 @@
+"""`check` says whether a gradient is right, where it is not, what may be wrong, and when it cannot tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxconv
+from jaxconv.gradcheck import KINDS, Report
+
+FAST = ("vmap", "jit")  # kinds that cost a compilation each and are not the point of most tests
+
+
+@pytest.fixture(autouse=True)
+def _as_users_are() -> Any:
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def ruled(primal: Callable[..., Any], change: Callable[..., Any]) -> Callable[..., Any]:
+    """`primal` with a rule that changes its right cotangents."""
+
+    @jax.custom_vjp
+    def f(*args: Any) -> Any:
+        return primal(*args)
+
+    f.defvjp(lambda *args: (primal(*args), args), lambda args, g: change(*jax.vjp(primal, *args)[1](g)))
+    return f
+
+
+# What is right
+
+
+def test_a_right_gradient_passes_every_kind() -> None:
+    x, w, b = normal(2, 6, 5, 3), normal(3, 3, 3, 2, seed=1), normal(2, seed=2)
+
+    def layer(x: Any, w: Any, b: Any) -> Any:
+        return jaxconv.conv(x, w, b, stride=2)
+
+    report = jaxconv.check(layer, x, w, b)
+    report.raise_if_failed()
+    assert [e.name for e in report.evidence] == list(KINDS)
+    assert all(e.verdict == "ok" for e in report.evidence)
+    assert all(e.ratio <= 1 for e in report.evidence if not np.isnan(e.ratio))
+    assert report["automatic"].ratio > 0, "float32 rounds, and the report says by how much"
+    assert report.arguments == ("x float32[2, 6, 5, 3]", "w float32[3, 3, 3, 2]", "b float32[2]")
+
+
+def test_trees_integers_and_several_results() -> None:
+    def loss(params: Any, labels: Any) -> Any:
+        logits = params["w"] * params["b"]
+        return {"loss": jaxconv.softmax_cross_entropy(logits, labels), "best": logits.argmax(-1), "norm": logits.sum()}
+
+    report = jaxconv.check(loss, {"w": normal(3, 4), "b": normal(4)}, jnp.array([1, 3, 0]), skip=FAST)
+    assert report.ok and report.arguments == ("params['b'] float32[4]", "params['w'] float32[3, 4]")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_bound_is_the_dtypes_own(dtype: Any) -> None:
+    """A rule off by a hundredth is wrong in float32 and float16, and as good as any in eight bits of precision."""
+    f = ruled(lambda x: jnp.sin(x), lambda d: (d * 1.01,))
+    report = jaxconv.check(f, normal(50, dtype=dtype), skip=FAST)
+    assert report.ok is (dtype == jnp.bfloat16)
+
+
+def test_float64() -> None:
+    with jax.enable_x64(True):
+        x = normal(50, dtype=jnp.float64)
+        assert jaxconv.check(jnp.tanh, x, skip=FAST).ok
+        assert not jaxconv.check(ruled(jnp.tanh, lambda d: (d * (1 + 1e-12),)), x, skip=FAST).ok
+
+
+def test_empty_arrays_and_scalars() -> None:
+    assert jaxconv.check(lambda x, y: (x * 2).sum() + y**2, jnp.zeros((0, 3)), jnp.float32(1.5)).ok
+
+
+# What is wrong, and the hint
+
+X = normal(4, 6, 6, 3)
+
+
+def square(x: Any) -> Any:
+    return x * x
+
+
+HINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "sign": (lambda d: -d, "The sign is wrong."),
+    "factor": (lambda d: 1.001 * d, "It is 1.001 times the right gradient."),
+    "zero": (jnp.zeros_like, "It is zero everywhere: this argument is not differentiated."),
+    "flip": (lambda d: d[:, ::-1], "Axis 1 is flipped."),
+    "rotation": (lambda d: d[:, ::-1, ::-1], "Axes 1 and 2 are both flipped: rotated by 180°."),
+    "transposition": (lambda d: d.swapaxes(1, 2), "Axes 1, 2 are transposed."),
+    "reshape": (lambda d: d.transpose(3, 0, 1, 2).reshape(d.shape), "A reshape kept the shape."),
+    "roll": (lambda d: jnp.roll(d, 2, 1), "It is rolled by +2 along axis 1."),
+    "off by one": (lambda d: jnp.pad(d[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))), "It is off by one along axis 1."),
+    "dropped": (lambda d: d.at[:, :, -1].set(0), "Along axis 2 of 6 only the last, index 5 is dropped: zero."),
+    "place": (lambda d: d.at[:, 2].multiply(1.3), "Along axis 1 of 6 only index 2 is wrong."),
+    "mean": (lambda d: d - d.mean(0, keepdims=True), "does not depend on axis 0: a term that is constant along it"),
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_usual_mistake_is_named(name: str) -> None:
+    change, hint = HINTS[name]
+    report = jaxconv.check(ruled(square, lambda d: (change(d),)), X, skip=FAST)
+    (finding,) = report["automatic"].findings
+    assert not report.ok and report["automatic"].verdict == "wrong"
+    assert hint in finding.hint
+    assert finding.where.startswith("args[0][") and finding.ratio > 1 and finding.ulps > 1
+    with pytest.raises(AssertionError, match="the gradient is WRONG"):
+        report.raise_if_failed()
+
+
+def test_an_unsummed_batch_is_named() -> None:
+    x, w = normal(3, 5, 5, 2), normal(3, 3, 2, 2, seed=1)
+
+    def conv(x: Any, w: Any) -> Any:
+        return jaxconv.conv(x, w, rules=rules)
+
+    rules = jaxconv.ConvRules(
+        jaxconv.rules.rotated.input_grad,
+        lambda x, g, geometry: jaxconv.rules.rotated.kernel_grad(x[:1], g[:1], geometry),
+    )
+    (finding,) = jaxconv.check(conv, x, w, skip=FAST)["automatic"].findings
+    assert finding.where.startswith("w[")
+    assert finding.hint == "It is that of the first example alone: the sum over the batch is missing."
+
+
+def test_exchanged_arguments_and_ignored_cotangents_are_named() -> None:
+    swapped = ruled(lambda a, b: a * jnp.sin(b), lambda da, db: (db, da))
+    hints = [f.hint for f in jaxconv.check(swapped, normal(5), normal(5, seed=1), skip=FAST)["automatic"].findings]
+    assert hints == ["It is the gradient of args[1].", "It is the gradient of args[0]."]
+    loss = jax.custom_vjp(lambda x: x * x)
+    loss.defvjp(lambda x: (x * x, x), lambda x, g: (2 * x,))
+    report = jaxconv.check(loss, normal(5), skip=FAST)
+    assert report["automatic"].findings[0].hint == "The cotangent is ignored: taken to be all ones."
+    assert report["linearity"].verdict == "wrong" and report["zeros"].verdict == "wrong"
+
+
+# Evidence that nothing else gives
+
+
+def verdicts(f: Callable[..., Any], *args: Any, **options: Any) -> dict[str, str]:
+    report = jaxconv.check(f, *args, **options)
+    assert not report.ok
+    return {e.name: e.verdict for e in report.evidence}
+
+
+def test_structure() -> None:
+    f = jax.custom_vjp(square)
+    f.defvjp(lambda x: (x * x, x), lambda x, g: ((2 * x * g)[:2],))
+    assert verdicts(f, normal(5)) == {"structure": "wrong"}
+    f = jax.custom_vjp(square)
+    f.defvjp(lambda x: (x * x, x), lambda x, g: ((2 * x * g).astype(jnp.bfloat16),))
+    assert "bfloat16[5] instead of float32[5]" in jaxconv.check(f, normal(5))["structure"].about
+
+
+def test_forward() -> None:
+    """The rule's own forward pass returns another value; its gradient is right."""
+    f = jax.custom_vjp(square)
+    f.defvjp(lambda x: (x * x + 1, x), lambda x, g: (2 * x * g,))
+    assert [name for name, v in verdicts(f, normal(5), skip=FAST).items() if v == "wrong"] == ["forward"]
+
+
+def test_vmap() -> None:
+    """The rule for batches is wrong, for examples right."""
+
+    @jax.custom_batching.custom_vmap
+    def backward(x: Any, g: Any) -> Any:
+        return 2 * x * g
+
+    @backward.def_vmap
+    def _(size: Any, batched: Any, x: Any, g: Any) -> Any:
+        return 2 * x[::-1] * g, True
+
+    f = jax.custom_vjp(square)
+    f.defvjp(lambda x: (x * x, x), lambda x, g: (backward(x, g),))
+    assert [name for name, v in verdicts(f, normal(5)).items() if v == "wrong"] == ["vmap"]
+
+
+def test_state() -> None:
+    """A function that is another one each time it is traced."""
+    random = np.random.default_rng(0)
+    found = verdicts(lambda x: x * random.random(), normal(5))
+    assert found["forward"] == "wrong" and found["jit"] == "wrong"
+
+
+def test_symbolic_zeros() -> None:
+    """Wrong only if the other argument is a constant."""
+    f = jax.custom_vjp(lambda x, y: x * y)
+
+    def forward(x: Any, y: Any) -> Any:
+        return x.value * y.value, (x.value, y.value, 1.0 if y.perturbed else 2.0)
+
+    f.defvjp(forward, lambda kept, g: (kept[2] * g * kept[1], g * kept[0]), symbolic_zeros=True)
+    assert [name for name, v in verdicts(f, normal(5), normal(5, seed=1), skip=FAST).items() if v == "wrong"] == [
+        "zeros"
+    ]
+
+
+def test_second_order_on_request() -> None:
+    """The gradient is right, its own gradient is not."""
+    slope = ruled(lambda x: jnp.cos(x), lambda d: (2 * d,))
+    f = jax.custom_vjp(jnp.sin)
+    f.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (g * slope(x),))
+    assert jaxconv.check(f, normal(5)).ok
+    report = jaxconv.check(f, normal(5), order=2)
+    assert [e.name for e in report.evidence if e.verdict == "wrong"] == ["second order"]
+    assert report["second order"].findings[0].where.startswith("x[")
+    assert jaxconv.check(jnp.sin, normal(5), order=2).ok
+
+
+def test_a_reference_of_ones_own() -> None:
+    """f computes what it should not; only the reference knows."""
+
+    def leaky(x: Any) -> Any:
+        return jnp.where(x > 0, x, 0.1 * x)
+
+    x = normal(20)
+    assert jaxconv.check(leaky, x).ok
+    assert jaxconv.check(leaky, x, reference=lambda x: jnp.maximum(x, 0.1 * x)).ok
+    assert not jaxconv.check(leaky, x, reference=lambda x: jnp.maximum(x, 0.01 * x), skip=FAST).ok
+    with pytest.raises(ValueError, match=r"reference must return what leaky returns, but float32\[\] != float32\[20\]"):
+        jaxconv.check(leaky, x, reference=jnp.sum)
+
+
+# Kinks
+
+
+@pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0])
+def test_a_kink_is_not_wrong(at_zero: float) -> None:
+    relu = jax.custom_vjp(lambda x: jnp.maximum(x, 0))
+    relu.defvjp(
+        lambda x: (jnp.maximum(x, 0), x), lambda x, g: (g * jnp.where(x == 0, at_zero, (x > 0).astype(x.dtype)),)
+    )
+    report = jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]))
+    assert report.ok and report["differences"].verdict == ("ok" if at_zero == 0.5 else "kink")
+    if at_zero != 0.5:
+        assert report["automatic"].verdict == "kink"
+        assert [f.where for f in report["automatic"].findings] == ["x[1]"]
+        assert "One-sided differences are" in report["differences"].findings[0].hint
+
+
+def test_a_tie_may_be_broken_but_not_paid_twice() -> None:
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6, 2)), jnp.float32)
+
+    def pool(x: Any) -> Any:
+        return jaxconv.max_pool(x, 2)
+
+    def paid(x: Any, share: Any) -> Any:
+        f = jax.custom_vjp(pool)
+
+        def backward(saved: Any, g: Any) -> Any:
+            x, y = saved
+            spread = [jnp.repeat(jnp.repeat(a, 2, 1), 2, 2) for a in (y, g)]
+            wins = (x == spread[0]).astype(x.dtype)
+            ties = jnp.repeat(jnp.repeat(jaxconv.avg_pool(wins, 2) * 4, 2, 1), 2, 2)
+            return (wins * spread[1] * share(ties),)
+
+        f.defvjp(lambda x: (pool(x), (x, pool(x))), backward)
+        return jaxconv.check(f, x, skip=FAST)
+
+    assert jaxconv.check(pool, x, skip=FAST).ok
+    assert paid(x, lambda ties: 1 / ties).ok, "shared among the winners"
+    assert not paid(x, lambda ties: 1.0).ok, "each winner gets all of it"
+
+
+def test_a_wrong_rule_is_wrong_beside_a_kink() -> None:
+    relu = ruled(jax.nn.relu, lambda d: (1.001 * d,))
+    assert not jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]), skip=FAST).ok
+
+
+def test_results_at_infinity_have_no_slope() -> None:
+    """A pool whose window lies in the border returns −∞, whatever x is."""
+    assert jaxconv.check(lambda x: jaxconv.max_pool(x, 2, padding=((0, 3),)), normal(1, 4, 1), skip=FAST).ok
+
+
+def test_stopped_gradients_are_not_differences() -> None:
+    def through(x: Any) -> Any:
+        return x + lax.stop_gradient(jnp.round(x) - x) + lax.stop_gradient(x) ** 2
+
+    report = jaxconv.check(through, normal(6), skip=FAST)
+    assert report.ok and report["differences"].verdict == "skipped" and "stop_gradient" in report["differences"].about
+    assert not jaxconv.check(lambda x: ruled(jnp.sin, lambda d: (2 * d,))(through(x)), normal(6), skip=FAST).ok
+    state = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    assert jaxconv.check(lambda x: jaxconv.batch_norm(x, None, None, state, train=True), normal(5, 2), skip=FAST).ok
+
+
+# What cannot be judged
+
+
+def looped(x: Any) -> Any:
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
+
+
+def thrice(x: Any) -> Any:
+    return jnp.sin(jnp.sin(jnp.sin(x)))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_rules_where_jax_has_no_gradient(factor: float) -> None:
+    f = jax.custom_vjp(looped)
+    f.defvjp(lambda x: (looped(x), x), lambda x, g: (factor * jax.vjp(thrice, x)[1](g)[0],))
+    report = jaxconv.check(f, normal(5))
+    assert report["automatic"].verdict == "skipped" and report.ok is (factor == 1)
+
+
+def noisy(x: Any) -> Any:
+    jax.debug.print("{}", x)
+    return x
+
+
+UNJUDGEABLE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str]] = {
+    "no gradient": (
+        looped,
+        (normal(3),),
+        TypeError,
+        r"looped cannot be differentiated in reverse mode. ValueError: Rev",
+    ),
+    "integers out": (jnp.argmax, (normal(3),), TypeError, r"argmax returns int32\[\], and integers have no gradient"),
+    "integers in": (
+        square,
+        (jnp.arange(3, dtype=jnp.int32),),
+        TypeError,
+        "square has no floating argument to differentiate, but int32",
+    ),
+    "complex": (
+        square,
+        (jnp.zeros(3, jnp.complex64),),
+        TypeError,
+        "square is complex. Split what it takes and returns",
+    ),
+    "side effects": (
+        noisy,
+        (normal(3),),
+        TypeError,
+        r"noisy has side effects \(Debug\).*Take its prints and callbacks out",
+    ),
+    "a mode": (lambda x, mode: x, (normal(3), "same"), TypeError, r"mode must be an array, but is 'same' \(str\)"),
+    "NaN in": (
+        square,
+        (jnp.array([1.0, jnp.nan], jnp.float32),),
+        ValueError,
+        r"x must be finite, but 1 of 2 entries are not",
+    ),
+    "NaN out": (
+        jnp.log,
+        (jnp.array([1.0, -1.0], jnp.float32),),
+        ValueError,
+        "must be a number everywhere, but 1 entries are NaN",
+    ),
+    "a mistake": (
+        lambda x: x @ jnp.ones(9),
+        (normal(3),),
+        ValueError,
+        "fails on these arguments. TypeError: dot_general",
+    ),
+    "too large": (lambda x: x[:1] * jnp.ones((10**6, 10**6)), (normal(3),), MemoryError, "GB are free. Smaller arg"),
+}
+
+
+@pytest.mark.parametrize("name", UNJUDGEABLE)
+def test_what_cannot_be_judged_gets_a_sentence(name: str) -> None:
+    f, args, error, message = UNJUDGEABLE[name]
+    with pytest.raises(error, match=message) as raised:
+        jaxconv.check(f, *args)
+    assert str(raised.value).startswith("check: ")
+
+
+def test_options_are_validated() -> None:
+    with pytest.raises(ValueError, match=r"check: skip may name structure, .*determinism, but names hope"):
+        jaxconv.check(square, X, skip=["hope"])
+    with pytest.raises(ValueError, match="check: order must be 1 or 2, but is 3"):
+        jaxconv.check(square, X, order=3)
+
+
+# The report
+
+
+def test_the_report_is_a_table_and_json() -> None:
+    report = jaxconv.check(ruled(square, lambda d: (jnp.full_like(d, jnp.nan),)), normal(3), skip=FAST)
+    assert isinstance(report, Report)
+    lines = str(report).splitlines()
+    assert lines[0].startswith("check(f): the gradient is WRONG.") and "args[0] float32[3]" in lines[0]
+    assert lines[1].split() == ["evidence", "verdict", "error/bound", "what", "was", "compared"]
+    loaded = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert loaded["ok"] is False and loaded["function"] == "f"
+    (automatic,) = [e for e in loaded["evidence"] if e["name"] == "automatic"]
+    assert automatic["ratio"] == "inf" and automatic["findings"][0]["value"] == "nan"
+    with pytest.raises(KeyError, match="no evidence is called 'vmap'; there is structure"):
+        report["vmap"]
+
+
+def test_the_same_seed_gives_the_same_report() -> None:
+    first, again, other = (jaxconv.check(jnp.tanh, normal(9), seed=seed, skip=FAST).to_dict() for seed in (0, 0, 1))
+    assert first == again != other
