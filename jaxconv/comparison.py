@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxconv.gradcheck.problem import Problem, differentiable, finite, fits, gradient, prepare, wide
 from jaxconv.gradcheck.report import table
-from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, size
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large, size
 from jaxconv.transforms import automatic
 
 # What decides the cost of a gradient, in the optimised program; library calls are named after what they compute.
@@ -83,7 +83,7 @@ def compare(
                 f"compare: {p.name} has no automatic gradient to race against: JAX has no reverse mode for its loop. "
                 f"Check it with jaxconv.check."
             )
-    fits("compare", first, first.plain, SAMPLES)
+    fits("compare", first, first.plain, SAMPLES[large(first)])
     yardstick = Yardstick(first, np.random.default_rng(seed), finite("compare", first))
     gs = [jax.numpy.asarray(g) for g in yardstick.gs[0]]
     compiled, entries = {}, {}

@@ -24,7 +24,7 @@ from jaxconv.gradcheck.problem import (
     prepare,
 )
 from jaxconv.gradcheck.report import Evidence, Finding, Report
-from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large
 
 __all__ = ["KINDS", "Evidence", "Finding", "Report", "check"]
 
@@ -126,7 +126,7 @@ def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
         reverse = differentiable("check", p)
     except WrongRule as wrong:
         return report.with_evidence(Evidence("structure", "wrong", str(wrong)))
-    fits("check", p, p.plain if reverse else p.f, SAMPLES)
+    fits("check", p, p.plain if reverse else p.f, SAMPLES[large(p)])
     t = Trial(p, Yardstick(p, rng, finite("check", p), reverse), rng)
     report = report.with_evidence(*(ask(t) for name, ask in KINDS.items() if name not in skip))
     return report if order == 1 else report.with_evidence(_second_order(p, t.gs[0], rng))
