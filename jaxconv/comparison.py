@@ -77,7 +77,9 @@ def compare(
     for name, p in problems.items():
         if [(y.shape, y.dtype) for y in p.ys] != [(y.shape, y.dtype) for y in first.ys]:
             listed = (", ".join(f"{y.dtype}{list(y.shape)}" for y in q.ys) for q in (p, first))
-            raise ValueError(f"compare: {name} must return what {first.name} returns, but {' != '.join(listed)}.")
+            raise ValueError(
+                f"compare: {name} must return what {next(iter(functions))} returns, but {' != '.join(listed)}."
+            )
         if not differentiable("compare", p):
             raise TypeError(
                 f"compare: {p.name} has no automatic gradient to race against: JAX has no reverse mode for its loop. "
@@ -237,10 +239,10 @@ class Comparison:
             axes.invert_yaxis()
             axes.margins(x=0.2)
         for axes, c in zip(below.subplots(1, len(names), squeeze=False)[0], self.contestants, strict=True):
-            path, worst = max(c.agreement.items(), key=lambda item: item[1].bounds)
+            argument, worst = max(c.agreement.items(), key=lambda item: item[1].bounds)
             image = axes.imshow(_flat(worst.errors), cmap="Greys", vmin=0, aspect="auto")
             below.colorbar(image, ax=axes, label="error (bounds)")
-            axes.set(title=f"{c.name}: {path}", xticks=[], yticks=[])
+            axes.set(title=f"{c.name}: {argument}", xticks=[], yticks=[])
         figure.savefig(path, format="png", dpi=120)
 
 

@@ -57,6 +57,12 @@ def test_a_right_gradient_passes_every_kind() -> None:
     assert report.arguments == ("x float32[2, 6, 5, 3]", "w float32[3, 3, 3, 2]", "b float32[2]")
 
 
+def test_strict_promotion_is_respected() -> None:
+    x, w = normal(2, 6, 5, 3), normal(3, 3, 3, 2, seed=1)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert jaxconv.check(jaxconv.conv, x, w, order=2).ok
+
+
 def test_trees_integers_and_several_results() -> None:
     def loss(params: Any, labels: Any) -> Any:
         logits = params["w"] * params["b"]

@@ -14,11 +14,10 @@ import json
 import multiprocessing
 import os
 import platform
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import rich
@@ -27,8 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.files import write_atomically
+from experiments.verdicts.bench import confusion, verdicts
 from experiments.verdicts.case import Case
-from experiments.verdicts.judges import JUDGES, setting
 from experiments.verdicts.right import RIGHT
 from experiments.verdicts.wrong import WRONG
 
@@ -43,56 +42,6 @@ class Options:
     """Processes; one core each."""
     out: Path | None = None
     """Write all verdicts as JSON."""
-
-
-class Verdict(NamedTuple):
-    """What one judge says of one case."""
-
-    case: str
-    dtype: str
-    right: bool
-    judge: str
-    accepted: bool | None
-    seconds: float
-
-
-def verdicts(task: tuple[str, str, bool]) -> list[Verdict]:
-    """All judges on one case; None where a judge could not say."""
-    name, dtype, right = task
-    case = next(c for c in (RIGHT if right else WRONG) if c.name == name)
-    found = []
-    with setting(dtype):
-        for judge, ask in JUDGES.items():
-            start = time.perf_counter()
-            try:
-                accepted: bool | None = bool(ask(case, dtype))
-            except Exception as error:
-                print(f"{judge} on {name}, {dtype}: {type(error).__name__}: {str(error)[:200]}")
-                accepted = None
-            found.append(Verdict(name, dtype, right, judge, accepted, round(time.perf_counter() - start, 3)))
-    jax.clear_caches()
-    return found
-
-
-def confusion(found: list[Verdict]) -> list[dict[str, Any]]:
-    """For each judge and class of dtypes: how many wrong gradients were rejected, and right ones accepted."""
-    rows = []
-    for judge in JUDGES:
-        for name, dtypes in (("float32, float64", ("float32", "float64")), ("16 bits", ("bfloat16", "float16"))):
-            own = [v for v in found if v.judge == judge and v.dtype in dtypes]
-            wrong, right = [v for v in own if not v.right], [v for v in own if v.right]
-            rows.append(
-                {
-                    "judge": judge,
-                    "dtypes": name,
-                    "wrong": len(wrong),
-                    "wrong rejected": sum(v.accepted is False for v in wrong),
-                    "right": len(right),
-                    "right accepted": sum(v.accepted is True for v in right),
-                    "no verdict": sum(v.accepted is None for v in own),
-                }
-            )
-    return rows
 
 
 def machine() -> dict[str, Any]:

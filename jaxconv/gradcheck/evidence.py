@@ -257,7 +257,8 @@ def _differentiator(problem: Problem, xs: Arrays, gs: Arrays) -> Callable[..., A
             return sum(jnp.sum(r) for r, _ in rises), sum(jnp.sum(jnp.square(y)) for _, y in rises)
 
         rises, squares = jax.lax.map(rise, jnp.concatenate([steps, -steps]))
-        return *(rises.reshape(2, -1) / steps * np.array([[1], [-1]])), jnp.sqrt(squares.max())
+        ahead, behind = rises.reshape(2, -1)
+        return ahead / steps, -behind / steps, jnp.sqrt(squares.max())
 
     compiled = in_float64(quotients)
 

@@ -1,0 +1,121 @@
+"""`python -m jaxconv`: what it prints, and that its exit status says right (0), wrong (1) or unknown (2)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxconv.__main__ import main
+
+OPS = """
+import jax, jax.numpy as jnp
+
+def cube(x): return x ** 3
+cube_args = (jnp.arange(1.0, 4.0),)
+
+@jax.custom_vjp
+def wrong(x): return x ** 3
+wrong.defvjp(lambda x: (x ** 3, x), lambda x, g: (-3 * x * x * g,))
+def wrong_args(): return jnp.arange(1.0, 4.0),
+
+def leaky(x): return jnp.where(x > 0, x, 0.1 * x)
+def leaky_reference(x): return jnp.maximum(x, 0.2 * x)
+example_args = [jnp.array([-1.0, 2.0])]
+
+def precise(x): return jnp.sin(x)
+def precise_args():
+    assert jnp.arange(3.0).dtype == jnp.float64
+    return (jnp.arange(3.0),)
+
+def single(x): return x
+single_args = jnp.ones(3)
+
+def mode(x, how): return x
+mode_args = (jnp.ones(3), "same")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_users_are():
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def ops(tmp_path: Path) -> str:
+    path = tmp_path / "ops.py"
+    path.write_text(OPS)
+    return str(path)
+
+
+def test_check_says_right_and_wrong(ops: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["check", f"{ops}:cube"]) == 0
+    assert "check(cube): the gradient is right." in capsys.readouterr().out
+    assert main(["check", f"{ops}:wrong", "--skip", "vmap", "jit", "--json", str(tmp_path / "report.json")]) == 1
+    assert "The sign is wrong." in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["ok"] is False
+
+
+def test_check_uses_the_files_reference_and_arguments(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{ops}:leaky", "--skip", "vmap", "jit"]) == 1
+    assert "x float32[2]" in capsys.readouterr().out
+
+
+def test_check_in_float64_to_second_order(ops: str) -> None:
+    with jax.enable_x64(True):
+        assert main(["check", f"{ops}:precise", "--x64", "--order", "2", "--seed", "3"]) == 0
+
+
+def test_compare_races_one_or_several(ops: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    png, report = tmp_path / "race.png", tmp_path / "race.json"
+    assert main(["compare", f"{ops}:cube", "--seconds", "0.05", "--png", str(png), "--json", str(report)]) == 0
+    assert "automatic" in capsys.readouterr().out and png.read_bytes().startswith(b"\x89PNG")
+    assert [c["name"] for c in json.loads(report.read_text())["contestants"]] == ["cube", "automatic"]
+    assert main(["compare", f"{ops}:cube", f"{ops}:wrong", "--seconds", "0.05"]) == 1
+
+
+UNKNOWN = {
+    "cube": "the function must be given as path.py:function, but is 'cube'",
+    "missing.py:cube": "missing.py is not a file",
+    "OPS:nothing": "defines no function 'nothing'; it defines cube",
+    "OPS:single": r"single_args must be a tuple, but is ArrayImpl. For one argument write (x,)",
+    "OPS:mode": "check: how must be an array, but is 'same'",
+}
+
+
+@pytest.mark.parametrize("target", UNKNOWN)
+def test_what_cannot_run_is_status_2(target: str, ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", target.replace("OPS", ops)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxconv: ") and UNKNOWN[target] in error and len(error.splitlines()) == 1
+
+
+def test_a_file_that_fails_or_says_no_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "bare.py").write_text("def f(x): return x")
+    (tmp_path / "notes.txt").write_text("f")
+    for name, message in {
+        "broken.py": "broken.py fails: ZeroDivisionError: division by zero",
+        "bare.py": "bare.py must define f_args or example_args",
+        "notes.txt": "notes.txt is not a Python file",
+    }.items():
+        assert main(["check", f"{tmp_path / name}:f"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_doctor_in_a_fresh_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "jaxconv", "doctor"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"jax {jax.__version__}" in done.stdout and "devices: cpu:0" in done.stdout
+    assert done.stdout.count(": right") == 6 and "all gradients are right" in done.stdout
+
+
+def test_usage_is_status_2() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["judge"])
+    assert exit_.value.code == 2

@@ -1,0 +1,103 @@
+"""`compare` races gradients: who agrees, what each costs, and what the compiled program is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+
+import jaxconv
+from jaxconv.comparison import OPERATIONS, Comparison
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def net(x: Any, w: Any) -> Any:
+    return jaxconv.max_pool(jaxconv.conv(x, w, padding="VALID"), 2)
+
+
+X, W = normal(2, 9, 9, 3), normal(2, 2, 3, 4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def report() -> Comparison:
+    return jaxconv.compare(net, X, W, seconds=0.05)
+
+
+def test_a_function_races_its_automatic_gradient(report: Comparison) -> None:
+    assert [c.name for c in report.contestants] == ["net", "automatic"]
+    assert report.ok and report.arguments == ("x float32[2, 9, 9, 3]", "w float32[2, 2, 3, 4]")
+    for c in report.contestants:
+        assert 0 < c.quartiles[0] <= c.seconds <= c.quartiles[1] and c.compile_seconds > 0
+        assert list(c.agreement) == ["x", "w"] and all(0 < a.bounds <= 1 and a.ulps > 0 for a in c.agreement.values())
+        assert c.agreement["w"].errors.shape == W.shape
+
+
+def test_counts_are_those_of_the_programs(report: Comparison) -> None:
+    """Both convolve three times; the hand-written pool neither selects nor scatters, and keeps a byte per window."""
+    ours, theirs = report.contestants
+    assert tuple(ours.operations) == OPERATIONS
+    assert ours.operations["convolution"] == theirs.operations["convolution"] == 3
+    assert ours.operations["scatter"] == ours.operations["select-and-scatter"] == 0
+    assert theirs.operations["scatter"] + theirs.operations["select-and-scatter"] == 1
+    assert ours.flops > 0 and ours.bytes_accessed > 0 and ours.temporary_bytes > 0
+    assert ours.residual_bytes == 4 * (X.size + W.size) + 2 * 4 * 4 * 4
+    assert theirs.residual_bytes == 4 * (X.size + W.size + 2 * 8 * 8 * 4)
+
+
+def test_several_functions_race_each_other() -> None:
+    rules = {r: lambda x, w, r=r: jaxconv.conv(x, w, rules=r) for r in ("textbook", "rotated", "autodiff")}
+    report = jaxconv.compare(rules, X, W, seconds=0.05)
+    assert [c.name for c in report.contestants] == list(rules) and report.ok
+    assert report["textbook"].operations["dot"] > 0 and report["rotated"].operations["dot"] == 0
+
+
+def test_a_wrong_gradient_loses() -> None:
+    def wrong(x: Any, g: Any, geometry: Any) -> Any:
+        return 1.001 * jaxconv.rules.rotated.kernel_grad(x, g, geometry)
+
+    rules = jaxconv.ConvRules(jaxconv.rules.rotated.input_grad, wrong)
+    report = jaxconv.compare(lambda x, w: jaxconv.conv(x, w, rules=rules), X, W, seconds=0.05)
+    ours, theirs = report.contestants
+    assert not report.ok and ours.worst is ours.agreement["w"] and ours.worst.bounds > 10 > 1 > theirs.worst.bounds
+
+
+def test_table_json_and_picture(report: Comparison, tmp_path: Path) -> None:
+    lines = str(report).splitlines()
+    assert lines[0].startswith("compare(net) on ") and f"jax {jax.__version__}" in lines[0]
+    assert lines[1].split()[:3] == ["gradient", "time", "quartiles"] and lines[2].startswith("net ")
+    loaded = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert loaded["ok"] is True and loaded["contestants"][1]["name"] == "automatic"
+    assert set(loaded["contestants"][0]["agreement"]) == {"x", "w"}
+    report.figure(tmp_path / "race.png")
+    image = matplotlib.image.imread(tmp_path / "race.png")
+    assert image.shape[0] > 400 and image[..., :3].std() > 0.05
+    with pytest.raises(KeyError, match="no contestant is called 'flax'; there is net, automatic"):
+        report["flax"]
+
+
+def test_what_cannot_race_gets_a_sentence() -> None:
+    with pytest.raises(TypeError, match="compare: x must be an array, but is 'same'"):
+        jaxconv.compare(net, "same", W)
+    with pytest.raises(
+        ValueError, match=r"compare: narrow must return what wide returns, but float32\[\] != float32\[2"
+    ):
+        jaxconv.compare({"wide": lambda x: x * x, "narrow": lambda x: (x * x).sum()}, X)
+    with pytest.raises(ValueError, match="compare: f must name at least one function"):
+        jaxconv.compare({}, X)
+    with pytest.raises(ValueError, match="compare: seconds must be positive, but is 0"):
+        jaxconv.compare(net, X, W, seconds=0)
+    with pytest.raises(TypeError, match="compare: argmax returns int"):
+        jaxconv.compare(jnp.argmax, X)
+    loop = jax.custom_vjp(lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: 2 * c, x))
+    loop.defvjp(lambda x: (loop(x), None), lambda _, g: (g,))
+    with pytest.raises(TypeError, match="has no automatic gradient to race against"):
+        jaxconv.compare(loop, jnp.ones(3))
