@@ -161,6 +161,16 @@ def test_jit_does_not_change_the_gradients(op: Op) -> None:
     assert_close(compiled(op, "fast")(*args), value_and_gradients(op, "fast", *map(jnp.asarray, args)))
 
 
+@pytest.mark.parametrize(("op", "rules"), REVERSED, ids=str)
+def test_a_numpy_cotangent_is_as_good_as_any(op: Op, rules: str) -> None:
+    """Eagerly, `jax.vjp` hands a written rule exactly what its caller gave."""
+    args = op.arguments(2)
+    floats, integers = args[: len(op.argnums)], args[len(op.argnums) :]
+    y, pullback = jax.vjp(of_floats(op, rules, integers)[0], *floats)
+    cotangent = np.cos(np.asarray(y) + 1)
+    assert_close(pullback(cotangent), pullback(jnp.asarray(cotangent)))
+
+
 # Four devices share the batch
 
 

@@ -49,6 +49,16 @@ def test_vjp_pulls_a_cotangent_back_to_x_and_w_where_there_is_no_bias(layer: Lay
     agree(each_rule(pullback), oracle(pullback), x, w, delta)
 
 
+@pytest.mark.parametrize("rules", ["textbook", "rotated"])
+@pytest.mark.parametrize("layer", [LAYERS[2], LAYERS[6]], ids=str)
+def test_a_numpy_cotangent_is_as_good_as_any(layer: Layer, rules: str) -> None:
+    """Eagerly, `jax.vjp` hands a written rule exactly what its caller gave."""
+    *args, delta = layer.arguments()
+    pullback = jax.vjp(partial(layer, rules=rules), *args)[1]
+    for got, want in zip(pullback(delta), pullback(jnp.asarray(delta)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-13)
+
+
 def test_jacrev_agrees_with_autodiff() -> None:
     def jacobian(rules: str) -> Callable[..., Any]:
         return jax.jacrev(partial(TINY, rules=rules), ALL)

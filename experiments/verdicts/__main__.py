@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.files import write_atomically
-from experiments.verdicts.bench import confusion, verdicts
+from experiments.verdicts.bench import confusion, mistakes, seconds, verdicts
 from experiments.verdicts.case import Case
 from experiments.verdicts.right import RIGHT
 from experiments.verdicts.wrong import WRONG
@@ -41,7 +41,7 @@ class Options:
     jobs: int = 1
     """Processes; one core each."""
     out: Path | None = None
-    """Write all verdicts as JSON."""
+    """Write the outcome as JSON."""
 
 
 def machine() -> dict[str, Any]:
@@ -78,13 +78,12 @@ def main(options: Options) -> None:
         rejected, accepted = f"{row['wrong rejected']} of {row['wrong']}", f"{row['right accepted']} of {row['right']}"
         table.add_row(row["judge"], row["dtypes"], rejected, accepted, str(row["no verdict"]))
     rich.print(table)
-    for v in found:
-        if v.judge == "jaxconv.check" and v.accepted is not v.right:
-            rich.print(f"jaxconv.check is mistaken on {v.case!r}, {v.dtype}")
+    wrong = mistakes(found)
+    for mistake in wrong["jaxconv.check"]:
+        rich.print(f"jaxconv.check is mistaken: {mistake}")
     if options.out:
-        listed = [v._asdict() for v in found]
-        report = {"machine": machine(), "confusion": rows, "verdicts": listed}
-        write_atomically(options.out, (json.dumps(report, indent=1) + "\n").encode())
+        report = {"machine": machine(), "confusion": rows, "seconds": seconds(found), "mistakes": wrong}
+        write_atomically(options.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

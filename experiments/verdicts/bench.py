@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -60,3 +61,21 @@ def confusion(found: list[Verdict]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def mistakes(found: list[Verdict]) -> dict[str, list[str]]:
+    """For each judge the right gradients that it rejected, the wrong ones it accepted, and those it had no word on."""
+    said = {True: "accepted", False: "rejected", None: "no verdict"}
+    return {
+        judge: [
+            f"{'right' if v.right else 'wrong'}, {said[v.accepted]}: {v.case}, {v.dtype}"
+            for v in found
+            if v.judge == judge and v.accepted is not v.right
+        ]
+        for judge in JUDGES
+    }
+
+
+def seconds(found: list[Verdict]) -> dict[str, float]:
+    """The median time of a verdict, compilation included."""
+    return {judge: round(statistics.median(v.seconds for v in found if v.judge == judge), 2) for judge in JUDGES}

@@ -62,7 +62,7 @@ class Trial:
                     worst = max(worst, ratio.max(initial=0))
                     continue
                 jumps = jumps or self.yardstick.kinks(*at(k), self.rng)
-                kink = (ratio > 1) & np.isfinite(a) & (jumps[i] >= 0.1 * np.abs(a - w))
+                kink = (ratio > 1) & np.isfinite(a) & (jumps[i] >= 0.25 * np.abs(a - w))
                 for where, out in ((kink, kinks), (~kink, findings)):
                     chosen = np.where(where, ratio, 0)
                     if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
@@ -238,7 +238,7 @@ def differences(t: Trial) -> Evidence:
 
 
 def _differentiator(problem: Problem, xs: Arrays, gs: Arrays) -> Callable[..., Any]:
-    """(direction, unit of steps, bound, value) -> slope, its error, both slopes at a kink.
+    """(direction, how far to go along it, bound, value) -> slope, its error, both slopes at a kink.
 
     The middle of the ladder of steps comes first. The whole of it is taken if that errs by more than a bound, or if the
     slope is not the value that is expected.
@@ -262,9 +262,9 @@ def _differentiator(problem: Problem, xs: Arrays, gs: Arrays) -> Callable[..., A
 
     compiled = in_float64(quotients)
 
-    def slope_along(us: Arrays, size: float, bound: float, value: float) -> tuple[float, float, Any]:
+    def slope_along(us: Arrays, reach: float, bound: float, value: float) -> tuple[float, float, Any]:
         longest = max(np.abs(u).max(initial=0) for u in us)
-        unit = size / longest if longest else 1.0
+        unit = reach / longest if longest else 1.0
         ahead, behind, norms = compiled(xs, us, gs, unit * _STEPS[1:4])
         slope, error, sides = _slope(_STEPS[1:4], ahead, behind, norms / unit)
         if error <= bound / 8 and abs(slope - value) <= bound:
