@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_enable_x64", True)
     try:
         return options.run(options)
-    except (CannotRunError, TypeError, ValueError, MemoryError, ModuleNotFoundError, OSError) as error:
-        print(f"jaxconv: {error}", file=sys.stderr)
+    except Exception as error:
+        known = isinstance(error, CannotRunError | TypeError | ValueError | MemoryError | OSError)
+        print(f"jaxconv: {error}" if known else f"jaxconv: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
 
 
@@ -121,14 +122,14 @@ def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..
     if not Path(path).is_file():
         raise CannotRunError(f"{path} is not a file.")
     sys.path.insert(0, str(Path(path).resolve().parent))
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_jaxconv_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise CannotRunError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CannotRunError(f"{path} fails: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -137,7 +138,10 @@ def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..
     example = getattr(module, f"{name}_args", getattr(module, "example_args", None))
     if example is None:
         raise CannotRunError(f"{path} must define {name}_args or example_args, a tuple of arguments for {name}.")
-    args = example() if callable(example) else example
+    try:
+        args = example() if callable(example) else example
+    except (Exception, SystemExit) as error:
+        raise CannotRunError(f"the arguments for {name} fail: {type(error).__name__}: {error}") from error
     if not isinstance(args, tuple | list):
         raise CannotRunError(f"{name}_args must be a tuple, but is {type(args).__name__}. For one argument write (x,).")
     return function, tuple(args), getattr(module, f"{name}_reference", None)

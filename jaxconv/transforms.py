@@ -117,7 +117,16 @@ def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Pr
         args, kwargs = jax.tree.unflatten(tree, leaves)
         return f(*args, **kwargs)
 
-    closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    try:
+        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+        numbers = [path for path, (_, leaf) in zip(paths, entries, strict=True) if isinstance(leaf, bool | int)]
+        if not numbers:
+            raise
+        raise TypeError(
+            f"{function}: f needs the value of {' or '.join(numbers)} while it is traced, where arguments are arrays. "
+            f"Bind it: {function}(lambda x: f(x, {numbers[0]}=...), ...)."
+        ) from error
     results, out = jax.tree.flatten_with_path(shapes)
     return Program(
         closed,
@@ -160,6 +169,12 @@ def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
         wanted(eqn) or any(contains(inner, wanted) for value in eqn.params.values() for inner in _programs(value))
         for eqn in jaxpr.eqns
     )
+
+
+def is_opaque(eqn: JaxprEqn) -> bool:
+    """Whether an equation computes from floats, but not at any other precision than its own."""
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    return eqn.primitive.name in _OPAQUE and any(jnp.issubdtype(a.dtype, jnp.floating) for a in avals)
 
 
 def _programs(value: Any) -> list[Jaxpr]:
@@ -226,23 +241,30 @@ def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> lis
 
 def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
     avals: list[Any] = [v.aval for v in eqn.invars]
-    own = [x.astype(a.dtype) if _is_float(x) else x for x, a in zip(operands, avals, strict=True)]
+    own = [x if jax.typeof(x).dtype == a.dtype else x.astype(a.dtype) for x, a in zip(operands, avals, strict=True)]
     return [_carried(y, floats) for y in _bind(eqn, own, eqn.params)]
 
 
 # Precision
 
 
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jax.typeof(x).dtype, jnp.floating)
+def _carried_dtype(dtype: Any, floats: Any) -> Any:
+    """The dtype in which a dtype is carried: floats as `floats`, complex numbers as two of them, others as they are."""
+    if floats is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.dtype(np.complex64 if np.dtype(floats).itemsize == 4 else np.complex128)
+    return np.dtype(floats)
 
 
 def _carried(x: Any, floats: Any) -> Any:
     """A value at the precision that floats are carried in."""
-    if floats is None or not _is_float(x):
+    own = jax.typeof(x).dtype
+    dtype = _carried_dtype(own, floats)
+    if dtype == own:
         return x
     with np.errstate(over="ignore"):  # the least float64 is −∞ in float32
-        return jnp.asarray(x, floats)
+        return jnp.asarray(x, dtype)
 
 
 def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
@@ -253,9 +275,7 @@ def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
             return _rewritten(value, floats)
         if isinstance(value, Jaxpr):
             return _rewritten(ClosedJaxpr(value, ()), floats).jaxpr
-        if floats is not None and isinstance(value, np.dtype) and jnp.issubdtype(value, jnp.floating):
-            return np.dtype(floats)
-        return value
+        return _carried_dtype(value, floats) if isinstance(value, np.dtype) else value
 
     def is_leaf(value: Any) -> bool:
         return value is None or _is_program(value)
@@ -270,8 +290,6 @@ def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
 
 
 def _rewritten(closed: ClosedJaxpr, floats: Any) -> ClosedJaxpr:
-    avals: list[Any] = [
-        a.update(dtype=np.dtype(floats)) if floats is not None and jnp.issubdtype(a.dtype, jnp.floating) else a
-        for a in closed.in_avals
-    ]
+    given: list[Any] = closed.in_avals
+    avals = [a if floats is None else a.update(dtype=_carried_dtype(a.dtype, floats)) for a in given]
     return jax.make_jaxpr(lambda *operands: _run(closed.jaxpr, closed.consts, operands, floats))(*avals)

@@ -28,7 +28,7 @@ OUTSIDE = {
     "layers": {"jax", "numpy"},
     "models": {"jax", "numpy"},
     "transforms": {"jax", "numpy", "inspect"},
-    "gradcheck": {"jax", "numpy", "os"},
+    "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "__main__": {"jax", "jaxconv", "argparse", "importlib", "json", "pathlib", "platform", "sys"},
 }

@@ -13,14 +13,15 @@ import numpy as np
 from jaxconv.gradcheck import evidence
 from jaxconv.gradcheck.evidence import Trial
 from jaxconv.gradcheck.problem import (
-    SMALLER,
     Problem,
     WrongRule,
     differentiable,
+    examination,
     finite,
     first_line,
     fits,
     gradient,
+    overflow,
     prepare,
 )
 from jaxconv.gradcheck.report import Evidence, Finding, Report
@@ -69,6 +70,8 @@ def check(
     function's own precision, as measured against float64 (`gradcheck/yardstick.py` derives it), so that a bfloat16 rule
     is held to what bfloat16 can do and a float64 one to what float64 can. Where the gradient jumps, as at ReLU's zero
     or a tie of a max pool, any convention has a point: the verdict is "kink" and names the entry. A kink does not fail.
+    Entries far smaller than the array's median (by eps) are below what the bound can tell. A solver that stops at a
+    tolerance has a slope of its own, not that of its solution: give it a reference.
 
     Args:
       f: a function of pytrees of arrays to a pytree of arrays. Its floating arguments are differentiated, integers
@@ -88,7 +91,7 @@ def check(
     Raises:
       TypeError: f has no floating argument or no floating result, has side effects, or cannot be differentiated even
         without its rules.
-      ValueError: f(*args) fails or is not finite, or an option has no meaning.
+      ValueError: f(*args) fails, overflows or is NaN, an argument is not finite, or an option has no meaning.
       MemoryError: the float64 gradient would not fit.
 
     Example:
@@ -110,13 +113,11 @@ def check(
         raise ValueError(f"check: skip may name {', '.join(KINDS)}, but names {', '.join(unknown)}.")
     if order not in (1, 2):
         raise ValueError(f"check: order must be 1 or 2, but is {order!r}.")
+    if set(skip) >= set(KINDS):
+        raise ValueError("check: skip leaves no evidence.")
     p = prepare("check", f, args, reference)
-    try:
+    with examination("check", p.name):
         return _examine(p, order, seed, skip)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(f"check: {p.name} and its gradient do not fit into memory. {SMALLER}") from error
 
 
 def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
@@ -127,7 +128,9 @@ def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
     except WrongRule as wrong:
         return report.with_evidence(Evidence("structure", "wrong", str(wrong)))
     fits("check", p, p.plain if reverse else p.f, SAMPLES[large(p)])
-    t = Trial(p, Yardstick(p, rng, finite("check", p), reverse), rng)
+    where = finite("check", p)
+    t = Trial(p, Yardstick(p, rng, where, reverse), rng)
+    overflow("check", p, where, t.yardstick.truth[0][0])
     report = report.with_evidence(*(ask(t) for name, ask in KINDS.items() if name not in skip))
     return report if order == 1 else report.with_evidence(_second_order(p, t.gs[0], rng))
 
@@ -148,6 +151,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
         [*p.paths, *deltas],
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in p.xs],
         p.stopped,
+        p.opaque,
     )
     try:
         reverse = differentiable("check", gradients)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.transforms import Program, contains, trace
+from jaxconv.transforms import Program, contains, is_opaque, trace
 
 SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
 
@@ -40,6 +42,7 @@ class Problem(NamedTuple):
       paths: what each x is called.
       ys: the shape and dtype of each result.
       stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
+      opaque: whether part of it can only be computed at its own precision.
       leaves: where each x is among all arguments.
     """
 
@@ -50,6 +53,7 @@ class Problem(NamedTuple):
     paths: list[str]
     ys: list[jax.ShapeDtypeStruct]
     stopped: bool
+    opaque: bool
 
     def cotangents(self, rng: np.random.Generator, where: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Random ones, in the dtypes of the results; 0 where a result is infinite and has no slope."""
@@ -94,11 +98,24 @@ def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program)
         [program.paths[i] for i in floats],
         [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
         contains(plain.closed.jaxpr, lambda eqn: eqn.primitive.name == "stop_gradient"),
+        contains(plain.closed.jaxpr, is_opaque),
     )
 
 
-class WrongRule(Exception):
+class WrongRule(ValueError):
     """The function can be differentiated without its own rules only."""
+
+
+@contextlib.contextmanager
+def examination(function: str, name: str) -> Iterator[None]:
+    """Whatever the caller's settings, values that are no numbers are looked at, and results fetched; all in memory."""
+    try:
+        with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{function}: {name} and its gradient do not fit into memory. {SMALLER}") from error
 
 
 def prepare(function: str, f: Callable[..., Any], args: tuple[Any, ...], reference: Any = None) -> Problem:
@@ -114,6 +131,14 @@ def prepare(function: str, f: Callable[..., Any], args: tuple[Any, ...], referen
         ]:
             raise ValueError(
                 f"{function}: reference must return what {name} returns, but {_shapes(plain)} != {_shapes(program)}."
+            )
+    for path, leaf in zip(program.paths, program.leaves, strict=True):
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(f"{function}: {path} is being traced. Call {function} outside of jit, grad and vmap.")
+        if jax.sharding.AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types:
+            raise TypeError(
+                f"{function}: {path} is sharded over a mesh with explicit axes. Pass arrays of one device: "
+                f"jax.device_get({path}), or a mesh with AxisType.Auto."
             )
     structure = jax.tree.structure(args)
     return _problem(name, lambda *leaves: f(*jax.tree.unflatten(structure, leaves)), program, plain)
@@ -141,6 +166,8 @@ def _has_gradient(function: str, name: str, program: Program) -> None:
     if not any(jnp.issubdtype(d, jnp.floating) for d in arguments):
         listed = ", ".join(map(str, arguments)) or "no arguments at all"
         raise TypeError(f"{function}: {name} has no floating argument to differentiate, but {listed}.")
+    if not results:
+        raise TypeError(f"{function}: {name} returns nothing. Return what is to be differentiated.")
     if not any(jnp.issubdtype(d, jnp.floating) for d in results):
         raise TypeError(
             f"{function}: {name} returns {_shapes(program)}, and integers have no gradient. "
@@ -171,7 +198,7 @@ def differentiable(function: str, p: Problem) -> bool:
     if own is not None and plain is not None:
         raise TypeError(f"{function}: {p.name} cannot be differentiated in reverse mode. {first_line(own)}") from own
     if own is not None:
-        raise WrongRule(f"f's rule fails where automatic differentiation does not. {first_line(own)}") from own
+        raise WrongRule(f"{p.name}'s rule fails where automatic differentiation does not. {first_line(own)}") from own
     return plain is None
 
 
@@ -196,10 +223,25 @@ def fits(function: str, p: Problem, call: Callable[..., Any], samples: int) -> N
         )
 
 
+def overflow(function: str, p: Problem, where: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> None:
+    """Raise if a result is infinite for want of range, not because it is."""
+    for y, ok, value in zip(p.ys, where, exact, strict=True):
+        if (~ok & np.isfinite(value)).any():
+            raise ValueError(
+                f"{function}: {p.name}(*args) overflows {y.dtype}: a result is infinite, but "
+                f"{value[~ok & np.isfinite(value)][0]:.4g} in float64. Scale the arguments down."
+            )
+
+
 def _free_memory() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024.0 * float(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):

@@ -38,6 +38,8 @@ class Finding:
     def __str__(self) -> str:
         if self.kink:
             return f"{self.where} is {self.value:.9g}, and by other means {self.expected:.9g}: a kink. {self.hint}"
+        if not math.isfinite(self.value):
+            return f"{self.where} is {self.value}, but should be {self.expected:.9g}."
         text = (
             f"{self.where} is {self.value:.9g}, but should be {self.expected:.9g} ± {self.bound:.2g}: "
             f"off by {self.ratio:.3g} bounds ({self.ulps:.3g} ulps)."
