@@ -91,6 +91,57 @@ def test_empty_arrays_and_scalars() -> None:
     assert jaxconv.check(lambda x, y: (x * 2).sum() + y**2, jnp.zeros((0, 3)), jnp.float32(1.5)).ok
 
 
+@jax.custom_vjp
+def called_back(x: Any) -> Any:
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
+
+
+called_back.defvjp(lambda x: (called_back(x), x), lambda x, g: (g * jnp.cos(x),))
+
+
+def turned(x: Any) -> Any:
+    """A recurrence of complex numbers."""
+
+    def step(c: Any, t: Any) -> Any:
+        return c * lax.complex(jnp.cos(t), jnp.sin(t)), c.real
+
+    return lax.scan(step, jnp.complex64(1), x)[1]
+
+
+# Right gradients that are awkward to judge: at the edge of a domain or of a dtype's range, through complex numbers,
+# random ones and foreign code.
+AWKWARD: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "log near 0": (jnp.log, ([0.01, 5.0, 3.0, 0.2],)),
+    "arccos near 1": (jnp.arccos, ([0.999, 0.1, -0.5],)),
+    "sqrt at 0": (jnp.sqrt, ([0.0, 1.0, 2.0],)),
+    "1/x overflows in its gradient": (lambda x: 1 / x, ([1e-20, 1.0, 2.0],)),
+    "squares of tiny numbers": (jnp.square, ([1e-20, 3e-20],)),
+    "a complex recurrence": (turned, ([0.3, 1.0, -2.0],)),
+    "a spectrum": (lambda x: jnp.abs(jnp.concatenate([jnp.fft.rfft(x), jnp.ones(2, jnp.complex64)])), (range(8),)),
+    "a key": (lambda x: x * jax.random.normal(jax.random.key(0), x.shape), ([1.0, 2.0],)),
+    "foreign code": (called_back, ([1.0, 2.0],)),
+    "a donated argument": (jax.jit(jnp.sin, donate_argnums=0), ([1.0, 2.0],)),
+    "a large mean": (lambda x: jaxconv.layer_norm(x + 1000), (range(8),)),
+    "a saturated tanh": (jaxconv.tanh, ([9.0, 15.0, 30.0, -40.0],)),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_an_awkward_right_gradient_is_right(name: str) -> None:
+    f, values = AWKWARD[name]
+    jaxconv.check(f, *(jnp.asarray(np.array(v, np.float32)) for v in values)).raise_if_failed()
+
+
+def test_a_key_may_be_an_argument() -> None:
+    assert jaxconv.check(lambda key, x: x * jax.random.normal(key, x.shape), jax.random.key(0), normal(4), skip=FAST).ok
+
+
+def test_jax_itself_may_be_wrong() -> None:
+    """The derivative of x·tanh(x) is ±1 far out; JAX's sum of large terms that cancel says 0 on the left."""
+    report = jaxconv.check(lambda x: jnp.tanh(x) * x, jnp.array([-1e18, 2e18]), skip=FAST)
+    assert report["automatic"].verdict == "ok" and report["differences"].verdict == "wrong"
+
+
 # What is wrong, and the hint
 
 X = normal(4, 6, 6, 3)
@@ -103,6 +154,7 @@ def square(x: Any) -> Any:
 HINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "sign": (lambda d: -d, "The sign is wrong."),
     "factor": (lambda d: 1.001 * d, "It is 1.001 times the right gradient."),
+    "a small factor": (lambda d: (1 - 5e-5) * d, "It is 1 − 5e-05 times the right gradient."),
     "zero": (jnp.zeros_like, "It is zero everywhere: this argument is not differentiated."),
     "flip": (lambda d: d[:, ::-1], "Axis 1 is flipped."),
     "rotation": (lambda d: d[:, ::-1, ::-1], "Axes 1 and 2 are both flipped: rotated by 180°."),
@@ -354,6 +406,14 @@ UNJUDGEABLE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], type[Exception
         r"noisy has side effects \(Debug\).*Take its prints and callbacks out",
     ),
     "a mode": (lambda x, mode: x, (normal(3), "same"), TypeError, r"mode must be an array, but is 'same' \(str\)"),
+    "overflow": (
+        jnp.exp,
+        (jnp.array([1, 12], jnp.float16),),
+        ValueError,
+        r"overflows float16: a result is infinite, but 1.6",
+    ),
+    "nothing out": (lambda x: None, (normal(3),), TypeError, "returns nothing. Return what is to be differentiated"),
+    "a flag": (lambda x, up: x if up else -x, (normal(3), True), TypeError, "needs the value of up while it is traced"),
     "NaN in": (
         square,
         (jnp.array([1.0, jnp.nan], jnp.float32),),
@@ -384,7 +444,18 @@ def test_what_cannot_be_judged_gets_a_sentence(name: str) -> None:
     assert str(raised.value).startswith("check: ")
 
 
+def test_where_check_cannot_be_called() -> None:
+    with pytest.raises(TypeError, match=r"check: x is being traced\. Call check outside"):
+        jax.jit(lambda x: jaxconv.check(jnp.sin, x).ok)(normal(3))
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(normal(4), jax.NamedSharding(mesh, jax.P("i")))
+    with pytest.raises(TypeError, match=r"check: x is sharded over a mesh with explicit axes\. Pass arrays"):
+        jaxconv.check(jnp.sin, x)
+
+
 def test_options_are_validated() -> None:
+    with pytest.raises(ValueError, match="check: skip leaves no evidence"):
+        jaxconv.check(square, X, skip=list(KINDS))
     with pytest.raises(ValueError, match=r"check: skip may name structure, .*determinism, but names hope"):
         jaxconv.check(square, X, skip=["hope"])
     with pytest.raises(ValueError, match="check: order must be 1 or 2, but is 3"):

@@ -35,6 +35,9 @@ def precise_args():
 def single(x): return x
 single_args = jnp.ones(3)
 
+def hasty(x): return x
+def hasty_args(): return {}["x"]
+
 def mode(x, how): return x
 mode_args = (jnp.ones(3), "same")
 """
@@ -84,6 +87,7 @@ UNKNOWN = {
     "missing.py:cube": "missing.py is not a file",
     "OPS:nothing": "defines no function 'nothing'; it defines cube",
     "OPS:single": r"single_args must be a tuple, but is ArrayImpl. For one argument write (x,)",
+    "OPS:hasty": "the arguments for hasty fail: KeyError: 'x'",
     "OPS:mode": "check: how must be an array, but is 'same'",
 }
 
@@ -97,10 +101,12 @@ def test_what_cannot_run_is_status_2(target: str, ops: str, capsys: pytest.Captu
 
 def test_a_file_that_fails_or_says_no_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "quits.py").write_text("raise SystemExit(0)")
     (tmp_path / "bare.py").write_text("def f(x): return x")
     (tmp_path / "notes.txt").write_text("f")
     for name, message in {
         "broken.py": "broken.py fails: ZeroDivisionError: division by zero",
+        "quits.py": "quits.py fails: SystemExit: 0",
         "bare.py": "bare.py must define f_args or example_args",
         "notes.txt": "notes.txt is not a Python file",
     }.items():

@@ -70,6 +70,18 @@ def test_a_wrong_gradient_loses() -> None:
     assert not report.ok and ours.worst is ours.agreement["w"] and ours.worst.bounds > 10 > 1 > theirs.worst.bounds
 
 
+def test_a_kink_is_not_wrong() -> None:
+    assert jaxconv.compare(jax.nn.relu, jnp.zeros(3), seconds=0.01).ok
+    assert jaxconv.compare(jnp.sqrt, jnp.array([0.0, 1.0, 4.0]), seconds=0.01).ok
+
+
+def test_a_rule_that_fails_gets_a_sentence() -> None:
+    f = jax.custom_vjp(lambda x: x * x)
+    f.defvjp(lambda x: (x * x, x), lambda x, g: (g[:1],))
+    with pytest.raises(ValueError, match=r"<lambda>'s rule fails where automatic differentiation does not. ValueError"):
+        jaxconv.compare(f, jnp.ones(3))
+
+
 def test_table_json_and_picture(report: Comparison, tmp_path: Path) -> None:
     lines = str(report).splitlines()
     assert lines[0].startswith("compare(net) on ") and f"jax {jax.__version__}" in lines[0]

@@ -110,7 +110,7 @@ class WrongRule(ValueError):
 def examination(function: str, name: str) -> Iterator[None]:
     """Whatever the caller's settings, values that are no numbers are looked at, and results fetched; all in memory."""
     try:
-        with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
+        with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"), np.errstate(all="ignore"):
             yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
