@@ -88,6 +88,7 @@ class _Plain(argparse.RawDescriptionHelpFormatter):
 
 
 def _check(options: Any) -> int:
+    _can_write(options.json)
     function, args, reference = _load(options.function)
     report = jaxconv.check(
         function, *args, reference=reference, order=options.order, seed=options.seed, skip=options.skip
@@ -96,15 +97,20 @@ def _check(options: Any) -> int:
 
 
 def _compare(options: Any) -> int:
+    if options.png and importlib.util.find_spec("matplotlib") is None:
+        raise CannotRunError("--png needs matplotlib. pip install jaxconv[experiments]")
+    _can_write(options.png)
+    _can_write(options.json)
     loaded = [_load(function) for function in options.function]
     function, args, _ = loaded[0]
     contestants = {name: f for name, (f, *_) in zip(options.function, loaded, strict=True)}
     report = jaxconv.compare(
         function if len(loaded) == 1 else contestants, *args, seconds=options.seconds, seed=options.seed
     )
+    status = _report(report, options)
     if options.png:
         report.figure(options.png)
-    return _report(report, options)
+    return status
 
 
 def _report(report: Any, options: Any) -> int:
@@ -112,6 +118,12 @@ def _report(report: Any, options: Any) -> int:
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return 0 if report.ok else 1
+
+
+def _can_write(path: Path | None) -> None:
+    """Refuse before any work what could not be written after it."""
+    if path and (path.is_dir() or not path.resolve().parent.is_dir()):
+        raise CannotRunError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder.")
 
 
 def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..., Any] | None]:

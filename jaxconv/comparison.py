@@ -232,8 +232,10 @@ class Comparison:
         Raises:
           ModuleNotFoundError: without matplotlib, which `pip install jaxconv[experiments]` brings.
         """
-        from matplotlib.figure import Figure
-
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("compare: figure needs matplotlib. pip install jaxconv[experiments]") from error
         names = [c.name for c in self.contestants]
         figure = Figure(figsize=(4 + 2.6 * max(2, len(names)), 6.4), layout="constrained")
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.2))[:, 0]

@@ -99,6 +99,13 @@ def test_what_cannot_run_is_status_2(target: str, ops: str, capsys: pytest.Captu
     assert error.startswith("jaxconv: ") and UNKNOWN[target] in error and len(error.splitlines()) == 1
 
 
+def test_what_cannot_be_written_is_refused_before_any_work(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{ops}:cube", "--json", str(Path(ops).parent)]) == 2
+    assert main(["compare", f"{ops}:cube", "--png", f"{ops}/race.png"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and "it is a folder" in error and "its folder is not a folder" in error
+
+
 def test_a_file_that_fails_or_says_no_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
     (tmp_path / "quits.py").write_text("raise SystemExit(0)")

@@ -1,13 +1,15 @@
 """The bench of `check`: every wrong gradient is rejected, no right one is, whatever the dtype.
 
-`python -m experiments.verdicts` runs all kinds of evidence on all cases in all their dtypes, beside two other judges.
-Here the costliest kinds are left out where others decide.
+By default every wrong gradient is judged in float32, and every third of the right ones; `-m thorough` judges the rest.
+The costliest kinds of evidence are left out where others decide. `python -m experiments.verdicts` leaves nothing out,
+and lets two other judges have their say.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import jax
 import pytest
@@ -21,8 +23,12 @@ from experiments.verdicts.wrong import WRONG
 
 COSTLY = ("adjoint", "zeros", "vmap", "jit")
 BROKEN = [(case, dtype) for case in WRONG for dtype in case.dtypes]
-# Dealt in turn, so that each dtype and each rule set gets its share of the full examination.
+# Dealt in turn, so that each dtype and each rule set gets its share of the full examination, and of the default run.
 SOUND = list(zip(RIGHT, itertools.cycle(((), COSTLY, COSTLY, COSTLY, COSTLY)), strict=False))
+
+
+def thorough(default: bool) -> Any:
+    return () if default else pytest.mark.thorough
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +38,22 @@ def _as_users_are():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("case", "dtype"), BROKEN, ids=[f"{case.name}-{dtype}" for case, dtype in BROKEN])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=thorough(dtype == "float32"))
+        for case, dtype in BROKEN
+    ],
+)
 def test_a_wrong_gradient_is_rejected(case: Case, dtype: str) -> None:
     with setting(dtype):
         assert not jaxconv.check(case.function, *case.arguments(dtype), skip=COSTLY).ok
 
 
-@pytest.mark.parametrize(("case", "skip"), SOUND, ids=[case.name for case, _ in SOUND])
+@pytest.mark.parametrize(
+    ("case", "skip"),
+    [pytest.param(case, skip, id=case.name, marks=thorough(i % 3 == 0)) for i, (case, skip) in enumerate(SOUND)],
+)
 def test_a_right_gradient_is_accepted(case: Case, skip: tuple[str, ...]) -> None:
     (dtype,) = case.dtypes
     with setting(dtype):
