@@ -27,8 +27,8 @@ from jaxconv.gradcheck.problem import (
     prepare,
     wide,
 )
-from jaxconv.gradcheck.report import table
-from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large, ratios, size
+from jaxconv.gradcheck.report import plain, table
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, at_kink, large, ratios, size
 from jaxconv.transforms import automatic
 
 # What decides the cost of a gradient, in the optimised program; library calls are named after what they compute.
@@ -115,7 +115,7 @@ def _compare(problems: dict[str, Problem], first: Problem, seconds: float, seed:
     times = _race({name: functools.partial(c, first.xs, gs) for name, c in compiled.items()}, seconds)
     return Comparison(
         first.name,
-        tuple(f"{path} {x.dtype}{list(x.shape)}" for path, x in zip(first.paths, first.xs, strict=True)),
+        first.arguments,
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         tuple(_contestant(name, problems[name], compiled[name], times[name], *entries[name]) for name in problems),
     )
@@ -160,8 +160,8 @@ class Contestant:
 
     def to_dict(self) -> dict[str, Any]:
         named = {k: v for k, v in vars(self).items() if k not in ("agreement", "quartiles")}
-        exact = {path: {"ulps": _plain(a.ulps), "bounds": _plain(a.bounds)} for path, a in self.agreement.items()}
-        return {k: _plain(v) for k, v in named.items()} | {"quartiles": list(self.quartiles), "agreement": exact}
+        exact = {path: {"ulps": plain(a.ulps), "bounds": plain(a.bounds)} for path, a in self.agreement.items()}
+        return {k: plain(v) for k, v in named.items()} | {"quartiles": list(self.quartiles), "agreement": exact}
 
 
 @dataclass(frozen=True)
@@ -270,9 +270,9 @@ def _agreement(p: Problem, yardstick: Yardstick, dxs: Any) -> dict[str, Agreemen
     exact, found, jumps = yardstick.truth[0][1], {}, None
     for i, (path, x, dx, want) in enumerate(zip(p.paths, p.xs, map(wide, dxs), exact, strict=True)):
         bounds = ratios(dx, want, yardstick.first[i], x.dtype)
-        if bounds.max(initial=0) > 1:  # at a kink, any convention has a point
+        if bounds.max(initial=0) > 1:
             jumps = jumps or yardstick.kinks(p.xs, yardstick.gs[0], np.random.default_rng(0))
-            bounds = np.where(np.isfinite(dx) & (jumps[i] >= 0.25 * np.abs(dx - want)), 0, bounds)
+            bounds = np.where(at_kink(dx, want, jumps[i]), 0, bounds)
         ulp = float(jax.numpy.finfo(x.dtype).eps) * 2.0 ** math.floor(math.log2(size(want)))
         error = np.where(bounds > 0, np.abs(dx - want), 0)
         found[path] = Agreement(float(error.max(initial=0)) / ulp, float(bounds.max(initial=0)), bounds)
@@ -351,7 +351,3 @@ def _count(n: float, unit: str = "") -> str:
         if n >= scale:
             return f"{n / scale:.3g} {prefix}{unit}"
     return f"{n:.0f} {unit}".rstrip()
-
-
-def _plain(x: Any) -> Any:
-    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

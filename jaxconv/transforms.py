@@ -87,14 +87,12 @@ class Program(NamedTuple):
       leaves: the example arguments, flat, as arrays.
       paths: what each is called, such as `params['w']`.
       result: from flat results to those of the function.
-      result_paths: what each result is called; "" for a single array.
     """
 
     closed: ClosedJaxpr
     leaves: list[jax.Array]
     paths: list[str]
     result: Callable[[Sequence[jax.Array]], Any]
-    result_paths: list[str]
 
     def run(self, leaves: Sequence[Any], floats: Any = None) -> list[Any]:
         """The results at `leaves`, without hand-written rules; with `floats`, every float in that dtype."""
@@ -127,14 +125,7 @@ def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Pr
             f"{function}: f needs the value of {' or '.join(numbers)} while it is traced, where arguments are arrays. "
             f"Bind it: {function}(lambda x: f(x, {numbers[0]}=...), ...)."
         ) from error
-    results, out = jax.tree.flatten_with_path(shapes)
-    return Program(
-        closed,
-        leaves,
-        paths,
-        functools.partial(jax.tree.unflatten, out),
-        [jax.tree_util.keystr(path) for path, _ in results],
-    )
+    return Program(closed, leaves, paths, functools.partial(jax.tree.unflatten, jax.tree.structure(shapes)))
 
 
 def _parameter_names(f: Callable[..., Any], count: int) -> list[str]:

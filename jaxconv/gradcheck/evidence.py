@@ -15,7 +15,7 @@ import numpy as np
 from jaxconv.gradcheck.hints import hint
 from jaxconv.gradcheck.problem import Problem, first_line, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
-from jaxconv.gradcheck.yardstick import Arrays, Yardstick, in_float64, inner, least, ratios, size
+from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, inner, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -63,7 +63,7 @@ class Trial:
                     worst = max(worst, ratio.max(initial=0))
                     continue
                 jumps = jumps or self.yardstick.kinks(*at(k), self.rng)
-                kink = (ratio > 1) & np.isfinite(a) & (jumps[i] >= 0.25 * np.abs(a - w))
+                kink = (ratio > 1) & at_kink(a, w, jumps[i])
                 for where, out in ((kink, kinks), (~kink, findings)):
                     chosen = np.where(where, ratio, 0)
                     if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):

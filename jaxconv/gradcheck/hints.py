@@ -41,7 +41,7 @@ def _simple(got: np.ndarray, want: np.ndarray) -> Iterator[tuple[str, np.ndarray
     if not got.any():
         yield "It is zero everywhere: this argument is not differentiated.", want
         return
-    factor = float(np.vdot(got, want) / np.vdot(got, got)) if got.any() else 0.0
+    factor = float(np.vdot(got, want) / np.vdot(got, got))
     if factor:
         gain = 1 / factor
         named = f"{gain:.6g}" if abs(gain - 1) > 1e-4 else f"1 {'+' if gain > 1 else '−'} {abs(gain - 1):.2g}"
@@ -68,9 +68,9 @@ def _permuted(got: np.ndarray, _: np.ndarray) -> Iterator[tuple[str, np.ndarray]
             continue
         swapped = [axis for axis, source in enumerate(order) if axis != source]
         name = f"Axes {', '.join(map(str, swapped))} are transposed."
-        if tuple(got.shape[axis] for axis in order) == got.shape:
-            yield name, got.transpose(order)
         mixed = tuple(got.shape[axis] for axis in order)
+        if mixed == got.shape:
+            yield name, got.transpose(order)
         yield f"{name} A reshape kept the shape.", got.reshape(mixed).transpose(np.argsort(order))
 
 

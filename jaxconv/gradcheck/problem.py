@@ -43,7 +43,6 @@ class Problem(NamedTuple):
       ys: the shape and dtype of each result.
       stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
       opaque: whether part of it can only be computed at its own precision.
-      leaves: where each x is among all arguments.
     """
 
     name: str
@@ -54,6 +53,11 @@ class Problem(NamedTuple):
     ys: list[jax.ShapeDtypeStruct]
     stopped: bool
     opaque: bool
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Each x as `path dtype[shape]`."""
+        return tuple(f"{path} {x.dtype}{list(x.shape)}" for path, x in zip(self.paths, self.xs, strict=True))
 
     def cotangents(self, rng: np.random.Generator, where: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Random ones, in the dtypes of the results; 0 where a result is infinite and has no slope."""

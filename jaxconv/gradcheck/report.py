@@ -48,7 +48,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         names = ("where", "value", "expected", "bound", "ulps", "hint", "kink")
-        return {name: _plain(getattr(self, name)) for name in names} | {"ratio": _plain(self.ratio)}
+        return {name: plain(getattr(self, name)) for name in names} | {"ratio": plain(self.ratio)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Evidence:
             "name": self.name,
             "verdict": self.verdict,
             "about": self.about,
-            "ratio": _plain(self.ratio),
+            "ratio": plain(self.ratio),
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
@@ -152,5 +152,6 @@ def _number(x: float) -> str:
     return "" if math.isnan(x) else f"{x:.2g}"
 
 
-def _plain(x: Any) -> Any:
-    return x if isinstance(x, str) or math.isfinite(x) else str(x)
+def plain(x: Any) -> Any:
+    """A value as JSON takes it."""
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

@@ -87,7 +87,7 @@ class Yardstick:
         for gs in self.gs:
             xs = problem.moved(rng, dtype=narrow)
             gs = gs if narrow is None else [g.astype(narrow) for g in gs]
-            exactly = self.exact(xs, gs) if reverse else self.exact(problem.xs, gs)
+            exactly = self.exact(xs if reverse else problem.xs, gs)
             values.append([*exactly[0], *exactly[1]])
             pairs = zip(jax.tree.leaves(own(xs, gs)), values[-1], strict=True)
             errors.append([scale * _finite(wide(a) - b) for a, b in pairs])
@@ -178,7 +178,7 @@ def size(x: np.ndarray) -> float:
 
 def _rms(x: np.ndarray, axis: int | None = None) -> np.ndarray:
     """The root mean square; what is not finite says nothing."""
-    x = np.where(np.isfinite(x), x, 0)
+    x = _finite(x)
     largest = float(np.abs(x).max(initial=0)) or 1.0  # squares of very large or small numbers have no room
     return largest * np.sqrt(np.mean(np.square(x / largest), axis=axis))
 
@@ -187,6 +187,11 @@ def ratios(got: np.ndarray, want: np.ndarray, bound: np.ndarray, dtype: Any) -> 
     """The error of every entry in bounds; 0 where the truth is not finite in `dtype`, for then it is not known."""
     ratio = np.abs(got - want) / bound
     return np.where(~known(want, dtype) | (got == want), 0, np.where(np.isnan(ratio), np.inf, ratio))
+
+
+def at_kink(got: np.ndarray, want: np.ndarray, jumps: np.ndarray) -> np.ndarray:
+    """Where a number differs from the truth by no more than the gradient jumps there: any convention has a point."""
+    return np.isfinite(got) & (jumps >= 0.25 * np.abs(got - want))
 
 
 def known(exact: np.ndarray, dtype: Any) -> np.ndarray:
