@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck import evidence
+from jaxconv.gradcheck.differences import differences
 from jaxconv.gradcheck.evidence import Trial
 from jaxconv.gradcheck.problem import (
     Problem,
@@ -34,7 +35,7 @@ KINDS: dict[str, Callable[[Trial], Evidence]] = {
     "forward": evidence.forward,
     "automatic": evidence.truth,
     "adjoint": evidence.adjoint,
-    "differences": evidence.differences,
+    "differences": differences,
     "linearity": evidence.linearity,
     "zeros": evidence.zeros,
     "vmap": evidence.vmap,
@@ -158,7 +159,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
     except (TypeError, WrongRule) as error:
         return Evidence("second order", "skipped", first_line(error))
     t = Trial(gradients, Yardstick(gradients, rng, finite("check", gradients), reverse), rng)
-    found = [evidence.truth(t), evidence.differences(t)]
+    found = [evidence.truth(t), differences(t)]
     verdicts = [e.verdict for e in found]
     verdict = next(v for v in ("wrong", "kink", "ok", "skipped") if v in verdicts)
     findings = tuple(f for e in found if e.verdict == verdict for f in e.findings)
