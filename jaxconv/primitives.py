@@ -39,8 +39,13 @@ PLAIN: dict[Primitive, Callable[..., jax.Array]] = {}
 # One definition for all: eager call, shape rule, lowering
 
 
-def _define(name: str, compute: Callable[..., jax.Array], plain: Callable[..., jax.Array]) -> Primitive:
-    """A primitive that lowers to `compute` on every platform and takes its shape rule from it."""
+def _define(
+    name: str,
+    compute: Callable[..., jax.Array],
+    plain: Callable[..., jax.Array],
+    on_cpu: Callable[..., jax.Array] | None = None,
+) -> Primitive:
+    """A primitive that lowers to `compute` and takes its shape rule from it; on a CPU it lowers to `on_cpu`."""
     primitive = Primitive(f"jaxconv_{name}")
     PLAIN[primitive] = plain
 
@@ -69,8 +74,21 @@ def _define(name: str, compute: Callable[..., jax.Array], plain: Callable[..., j
 
     primitive.def_impl(eager)
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    everywhere = mlir.lower_fun(compute, multiple_results=False)
+    mlir.register_lowering(primitive, everywhere)
+    if on_cpu is not None:
+        here = mlir.lower_fun(on_cpu, multiple_results=False)
+
+        def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
+            return (everywhere if _partitioned(ctx) else here)(ctx, *operands, **static)
+
+        mlir.register_lowering(primitive, lower, platform="cpu")
     return primitive
+
+
+def _partitioned(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether XLA will split this program over devices: a loop over examples would gather what is split."""
+    return getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
 
 
 def _varying(aval: Any) -> frozenset[Any]:
@@ -129,14 +147,21 @@ def _trio_map(name: str, arrays: str) -> _Map:
     rule, definition = getattr(fast, name), getattr(forward, name)
 
     def compute(
-        a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str
+        a: jax.Array,
+        b: jax.Array,
+        *,
+        geometry: Geometry,
+        precision: Any,
+        dtype: Any,
+        engine: str,
+        platform: str | None = None,
     ) -> jax.Array:
         del engine  # who computes; there is one engine so far
         with jax.numpy_dtype_promotion("standard"):  # δ may be wider than the kernel it meets
             common = jnp.promote_types(a.dtype, b.dtype)
             wanted = None if dtype == common else jnp.promote_types(dtype, common)
-        out = rule(a.astype(common), b.astype(common), geometry, precision=precision, preferred_element_type=wanted)
-        return out.astype(dtype)
+        options = {"platform": platform, "precision": precision, "preferred_element_type": wanted}
+        return rule(a.astype(common), b.astype(common), geometry, **options).astype(dtype)
 
     def plain(a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str) -> jax.Array:
         del engine
@@ -144,7 +169,7 @@ def _trio_map(name: str, arrays: str) -> _Map:
             wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), dtype)
         return definition(a.astype(wide), b.astype(wide), geometry, precision=precision).astype(dtype)
 
-    primitive = _define(name, compute, plain)
+    primitive = _define(name, compute, plain, functools.partial(compute, platform="cpu"))
 
     def specs(a: Any, b: Any, *, geometry: Geometry, **_: Any) -> tuple[Any, ...]:
         """Batch and channel axes keep their sharding; a contracted axis is summed over its devices."""

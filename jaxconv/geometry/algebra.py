@@ -128,6 +128,18 @@ class Geometry:
     def with_groups(self, groups: int) -> Geometry:
         return replace(self, groups=groups)
 
+    def channels_last(self) -> Geometry:
+        """The same sums on x (n, *spatial, c), w (*taps, c, o) and y (n, *out, o), the kernel not flipped."""
+        return replace(self, layout=Layout.of("NHWC", self.rank), flip_kernel=False)
+
+    def full(self) -> Geometry:
+        """The full convolution of δ with the rotated kernel, which is the input gradient of this one."""
+        layout = Layout(self.layout.y, self.layout.w, self.layout.x)
+        return Geometry(
+            self.out, self.taps, self.input_dilation, self.input_grad_padding, self.dilation, self.stride,
+            self.groups, layout,
+        )  # fmt: skip
+
     def x_shape(self, batch: int, channels: int) -> tuple[int, ...]:
         return placed(self.layout.x, batch, channels, self.spatial)
 

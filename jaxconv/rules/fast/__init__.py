@@ -1,0 +1,159 @@
+"""The maps that production runs: the same names and signatures, the formulation chosen for speed.
+
+`choice` decides, from a platform, a dtype and integers; the modules beside it hold the formulations:
+
+    products   windows that do not overlap: reshape and one matrix product
+    shifts     depthwise: sums of shifted copies
+    blocks     grouped: neighbouring groups merged into dense blocks
+    phases     dilated inputs (strided input gradients, transposed convolutions): one convolution per residue class
+    patches    dense kernel gradients: matrix products over the patches of a few examples at a time
+
+Formulations work channels-last and on unflipped kernels; other layouts are transposed here, as XLA's CPU backend does
+for its own convolutions. Where nothing beats `lax`, `lax` it is: the formulas of `rotated`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv import forward
+from jaxconv.geometry import Geometry
+from jaxconv.rules import rotated
+from jaxconv.rules.fast import blocks, choice, patches, phases, products, shifts
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The three maps on channels-last arrays, results in `dtype`: what the formulations build on each other with."""
+
+    platform: str | None
+    dtype: Any
+    precision: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "precision": self.precision}
+
+    @property
+    def lax_options(self) -> dict[str, Any]:
+        return {"preferred_element_type": self.dtype, "precision": self.precision}
+
+    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+        match choice.conv(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], w.shape[-1]):
+            case "product":
+                return products.conv(x, w, geometry, **self.options)
+            case "shifts":
+                return shifts.conv(x, w, geometry, **self.options)
+            case "blocks":
+                return blocks.conv(x, w, geometry, self.conv)
+            case "phases":
+                return phases.conv(x, w, geometry, self.conv)
+        return forward.conv(x, w, geometry, **self.lax_options)
+
+    def input_grad(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+        inputs = w.shape[-2] * geometry.groups
+        match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]):
+            case "product":
+                return products.input_grad(g, w, geometry, **self.options)
+            case "full":
+                turned = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
+                return self.conv(g, turned, geometry.full())
+        return rotated.input_grad(g, w, geometry, **self.lax_options)
+
+    def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+        match choice.kernel_grad(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], g.shape[-1]):
+            case "product":
+                return products.kernel_grad(x, g, geometry, **self.options)
+            case "shifts":
+                return shifts.kernel_grad(x, g, geometry, **self.options)
+            case "blocks":
+                return blocks.kernel_grad(x, g, geometry, self.kernel_grad)
+            case "patches":
+                return patches.kernel_grad(x, g, geometry, **self.options)
+        return rotated.kernel_grad(x, g, geometry, **self.lax_options)
+
+
+def _maps(platform: str | None, dtype: Any, precision: Any, wanted: Any) -> _Maps:
+    """Sums are carried in float32 or wider, and at least as wide as the result."""
+    return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted or dtype), precision)
+
+
+def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+    """x, y or g as (n, *spatial, channel)."""
+    return a.transpose(spec[0], *spec[2:], spec[1])
+
+
+def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
+    """w as (*taps, in, out), unflipped."""
+    outputs, inputs, *taps = geometry.layout.w
+    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(*taps, inputs, outputs)
+
+
+def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The inverse of a transposition by `order`."""
+    return a.transpose([order.index(axis) for axis in range(a.ndim)]).astype(dtype)
+
+
+def conv(
+    x: jax.Array,
+    w: jax.Array,
+    geometry: Geometry,
+    *,
+    platform: str | None = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """∂T/∂g; see `forward.conv`. Without a platform: what every platform runs well."""
+    layout = geometry.layout
+    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
+    if choice.conv(platform, x.dtype, geometry, *sizes) == "lax":
+        return forward.conv(x, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
+    maps = _maps(platform, x.dtype, precision, preferred_element_type)
+    y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
+    n, o, *spatial = layout.y
+    return _restored(y, (n, *spatial, o), preferred_element_type or x.dtype)
+
+
+def input_grad(
+    g: jax.Array,
+    w: jax.Array,
+    geometry: Geometry,
+    *,
+    platform: str | None = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """∂T/∂x; see `rotated.input_grad`."""
+    layout = geometry.layout
+    sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
+    if choice.input_grad(platform, g.dtype, geometry, *sizes) == "lax":
+        return rotated.input_grad(g, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
+    maps = _maps(platform, g.dtype, precision, preferred_element_type)
+    dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
+    n, c, *spatial = layout.x
+    return _restored(dx, (n, *spatial, c), preferred_element_type or g.dtype)
+
+
+def kernel_grad(
+    x: jax.Array,
+    g: jax.Array,
+    geometry: Geometry,
+    *,
+    platform: str | None = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """∂T/∂w; see `rotated.kernel_grad`."""
+    layout = geometry.layout
+    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
+    if choice.kernel_grad(platform, x.dtype, geometry, *sizes) == "lax":
+        return rotated.kernel_grad(x, g, geometry, precision=precision, preferred_element_type=preferred_element_type)
+    maps = _maps(platform, x.dtype, precision, preferred_element_type)
+    dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())
+    o, c, *taps = layout.w
+    dw = _restored(dw, (*taps, c, o), preferred_element_type or x.dtype)
+    return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw

@@ -1,0 +1,56 @@
+"""Which formulation each map takes: pure functions of platform, dtype and sizes.
+
+Every choice other than "lax" was measured against it; the figures are those of `experiments/results/benchmark.json`.
+They are the CPU's: on any other platform only what is exact there and no slower, a product for a layer without
+spatial axes, replaces `lax`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxconv.geometry import Geometry
+from jaxconv.rules.fast import products
+
+
+def conv(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> str:
+    """The formulation of `conv` on `batch` examples of `inputs` channels: "lax", "product", "shifts", ..."""
+    del dtype
+    if 0 in (batch, inputs, outputs, *geometry.spatial, *geometry.out):
+        return "lax"
+    if geometry.rank == 0:
+        return "product"
+    if platform != "cpu":
+        return "lax"
+    if max(geometry.input_dilation) > 1:
+        return "phases" if max(geometry.stride) == 1 else "lax"
+    if geometry.groups > 1:
+        return "shifts" if inputs == geometry.groups else "blocks"
+    return "lax"
+
+
+def input_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> str:
+    """The formulation of `input_grad`; "full" is the full convolution, by the formulation that `conv` takes for it."""
+    if 0 in (batch, inputs, outputs, *geometry.spatial, *geometry.out):
+        return "lax"
+    if geometry.rank == 0:
+        return "product"
+    if platform != "cpu":
+        return "lax"
+    if products.disjoint(geometry) and geometry.groups == 1:
+        return "product"
+    return "lax" if conv(platform, dtype, geometry.full(), batch, outputs, inputs) == "lax" else "full"
+
+
+def kernel_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> str:
+    """The formulation of `kernel_grad`."""
+    del dtype
+    if 0 in (batch, inputs, outputs, *geometry.spatial, *geometry.out):
+        return "lax"
+    if geometry.rank == 0:
+        return "product"
+    if platform != "cpu" or max(geometry.input_dilation) > 1:
+        return "lax"
+    if geometry.groups > 1:
+        return "shifts" if inputs == geometry.groups else "blocks"
+    return "product" if products.disjoint(geometry) else "patches"

@@ -1,0 +1,92 @@
+"""Convolutions whose windows do not overlap: one matrix product each.
+
+When the stride reaches the span, an input belongs to at most one window, and cutting x into windows is a reshape:
+
+    y[n·p, o] = Σ_{k·c} X[n·p, k·c] · W[k·c, o]        dX = g · Wᵀ        dWᵀ = gᵀ · X
+
+1×1 kernels with any stride, patchify layers (stride = taps), kernels as large as their input and layers without
+spatial axes (dense ones) are all of this kind. Inputs that no tap reads are left out of X, and are zero in dx.
+
+Groups are a batch of products.
+
+Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o), y and g (n, *out, o).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconv.geometry import Axis, Geometry
+
+
+def disjoint(geometry: Geometry) -> bool:
+    """Whether no input is read by two windows, along any axis."""
+    return all((a.stride >= a.span or a.out == 1) and a.input_dilation == 1 for a in geometry.axes)
+
+
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+    """y = X · W."""
+    y = _product(windows(x, geometry), _grouped(w, geometry), (2, 1), dtype, precision)
+    return jnp.moveaxis(y, 0, 1).reshape(x.shape[0], *geometry.out, w.shape[-1])
+
+
+def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+    """dX = g · Wᵀ, put back where X was cut out."""
+    dx = _product(_grouped(g, geometry), _grouped(w, geometry), (2, 2), dtype, precision)
+    dx = jnp.moveaxis(dx.reshape(*dx.shape[:2], *geometry.taps, -1), 0, -2)
+    return _assembled(dx.reshape(g.shape[0], *geometry.out, *geometry.taps, -1), geometry)
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+    """dWᵀ = gᵀ · X: the orientation in which the long axis is contracted fastest."""
+    dw = _product(_grouped(g, geometry), windows(x, geometry), (1, 1), dtype, precision)
+    dw = jnp.moveaxis(dw, 2, 0)  # (k·c, group, o)
+    return dw.reshape(*geometry.taps, x.shape[-1] // geometry.groups, g.shape[-1])
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype: Any, precision: Any) -> jax.Array:
+    """One product per group; a single group is a plain product, which some backends run faster than a batch of one."""
+    options = {"precision": precision, "preferred_element_type": dtype}
+    if a.shape[0] == 1:
+        i, j = contract
+        return lax.dot_general(a[0], b[0], (((i - 1,), (j - 1,)), ((), ())), **options)[None]
+    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((0,), (0,))), **options)
+
+
+def _grouped(a: jax.Array, geometry: Geometry) -> jax.Array:
+    """g (n, *out, o) as (group, n·p, o), or w (*taps, c, o) as (group, k·c, o)."""
+    return jnp.moveaxis(a.reshape(-1, geometry.groups, a.shape[-1] // geometry.groups), 1, 0)
+
+
+def _block(a: Axis) -> int:
+    """How many inputs belong to one window and the gap behind it."""
+    return a.stride if a.out > 1 else a.span
+
+
+def windows(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """X, (group, n·p, k·c): x cropped or padded to whole blocks, each axis split in two, taps beside channels."""
+    n, rank, c = x.shape[0], geometry.rank, x.shape[-1]
+    config = [(a.lo, a.out * _block(a) - a.n - a.lo, 0) for a in geometry.axes]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    x = x.reshape(n, *(size for a in geometry.axes for size in (a.out, _block(a))), c)
+    for a, axis in zip(geometry.axes, range(2, 2 * rank + 1, 2), strict=True):
+        x = lax.slice_in_dim(x, 0, a.span, a.dilation, axis)
+    x = x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+    x = x.reshape(n * math.prod(geometry.out), math.prod(geometry.taps), geometry.groups, c // geometry.groups)
+    return jnp.moveaxis(x, 2, 0).reshape(geometry.groups, x.shape[0], -1)
+
+
+def _assembled(dx: jax.Array, geometry: Geometry) -> jax.Array:
+    """The transpose of `windows`, from (n, *out, *taps, c) to (n, *spatial, c)."""
+    n, rank, c = dx.shape[0], geometry.rank, dx.shape[-1]
+    gaps = [(0, _block(a) - a.span, a.dilation - 1) for a in geometry.axes]
+    dx = lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0)] * (1 + rank) + [*gaps, (0, 0, 0)])
+    dx = dx.transpose(0, *(axis for i in range(rank) for axis in (1 + i, 1 + rank + i)), 2 * rank + 1)
+    dx = dx.reshape(n, *(a.out * _block(a) for a in geometry.axes), c)
+    config = [(-a.lo, a.n + a.lo - a.out * _block(a), 0) for a in geometry.axes]
+    return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *config, (0, 0, 0)])

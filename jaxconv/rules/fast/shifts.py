@@ -1,0 +1,144 @@
+"""Depthwise convolution as sums of shifted copies: no channel is ever summed, so there is nothing to multiply as
+matrices.
+
+With one input channel per group the trilinear form loses its sum over c:
+
+    y[n, p, o]  = Σ_k x[n, s·p + d·k − lo, o // m] · w[k, o]
+    dw[k, o]    = Σ_{n, p} x[n, s·p + d·k − lo, o // m] · g[n, p, o]
+
+The first is one fused multiply-add per tap over a padded x. The second is the same product, summed over positions
+rather than taps; what decides its speed is that the sums stay vectors along (w, o) until the very end.
+
+Arrays are channels-last: x (n, *spatial, c), w (*taps, 1, o), y and g (n, *out, o); o = m·c.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconv.forward import padded, tap_slice, taps
+from jaxconv.geometry import Geometry
+
+# XLA's CPU fusion leaves a buffer outside a loop that reads it at more than 15 places; below that it computes the
+# slice again at every element.
+READS = 16
+# Outputs of one tile along a single spatial axis: its products should stay in the first-level cache.
+TILE = 4096
+# Taps whose sums are written out in one program; more of them are visited row by row.
+UNROLLED = 64
+
+
+def _widened(x: jax.Array, outputs: int, dtype: Any) -> jax.Array:
+    """x with every channel repeated for each output of its group."""
+    multiplier = outputs // x.shape[-1]
+    return (x if multiplier == 1 else jnp.repeat(x, multiplier, -1)).astype(dtype)
+
+
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+    """y = Σ_k shift_k(x) · w[k], one row of taps at a time."""
+    del precision
+    read = _widened(padded(x, geometry), w.shape[-1], dtype)
+    rows: dict[tuple[int, ...], list[jax.Array]] = {}
+    for tap in taps(geometry):
+        rows.setdefault(tap[:-1], []).append(tap_slice(read, tap, geometry) * w[*tap, 0].astype(dtype))
+    return functools.reduce(operator.add, (functools.reduce(operator.add, row) for row in rows.values()))
+
+
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+    """dw[k] = Σ_{n, p} x at tap k · g, accumulated as vectors over (last axis, o) for many rows of p at once."""
+    del precision
+    return _Rows(x, g, geometry, dtype).kernel_grad()
+
+
+class _Rows:
+    """The sum over (n, p), cut into steps of at least `READS` rows that share one accumulator per tap.
+
+    A row is a line of outputs along the last spatial axis; with a single spatial axis, `unit` outputs of it.
+    Steps go over examples, over the leading spatial axes, and over blocks of rows; a step too short takes several
+    examples. Rows and examples that pad the last step have g = 0.
+    """
+
+    def __init__(self, x: jax.Array, g: jax.Array, geometry: Geometry, dtype: Any) -> None:
+        self.geometry, self.dtype, self.channels = geometry, dtype, g.shape[-1]
+        out, last = geometry.out, geometry.rank - 1
+        self.axis = max(last - 1, 0)  # the axis whose rows are unrolled
+        self.unit = 1 if last else min(out[0], max(TILE // self.channels, 1))
+        rows = -(-out[self.axis] // self.unit)
+        self.blocks = max(rows // READS, 1)
+        self.rows = -(-rows // self.blocks)
+        self.examples = min(x.shape[0], -(-READS // self.rows))
+        groups = -(-x.shape[0] // self.examples)
+        self.grid = (groups, *out[: self.axis], self.blocks)
+
+        high = [0] * g.ndim
+        high[0] = groups * self.examples - x.shape[0]
+        high[1 + self.axis] = self.blocks * self.rows * self.unit - out[self.axis]
+        self.g = lax.pad(g, jnp.zeros((), g.dtype), [(0, h, 0) for h in high])
+        read = _widened(padded(x, geometry), self.channels, x.dtype)
+        need = (self.g.shape[1 + self.axis] - 1) * geometry.stride[self.axis] + geometry.span[self.axis]
+        high[1 + self.axis] = need - read.shape[1 + self.axis]
+        self.read = lax.pad(read, jnp.zeros((), x.dtype), [(0, h, 0) for h in high])
+
+    def kernel_grad(self) -> jax.Array:
+        geometry = self.geometry
+        if math.prod(geometry.taps) <= UNROLLED or geometry.rank == 1:
+            sums = self._sums(taps(geometry), (0,) * geometry.rank)
+        else:  # the same program for every row of taps
+
+            def row(tap: jax.Array) -> jax.Array:
+                start = jnp.unravel_index(tap, geometry.taps[:-1])
+                return self._sums([(0,) * (geometry.rank - 1) + (j,) for j in range(geometry.taps[-1])], (*start, 0))
+
+            sums = lax.map(row, jnp.arange(math.prod(geometry.taps[:-1])))
+        return sums.reshape(*geometry.taps, 1, self.channels)
+
+    def _sums(self, every: list[tuple[int, ...]], first: tuple[Any, ...]) -> jax.Array:
+        """The sums of the taps `first` + each of `every`, one row of the result for each."""
+        wide = self.geometry.out[-1] if self.axis < self.geometry.rank - 1 else self.unit
+
+        def step(sums: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], None]:
+            x, g = self._block(jnp.unravel_index(index, self.grid), first, every)
+            return [functools.reduce(operator.add, self._products(x, g, tap), s) for tap, s in zip(every, sums)], None
+
+        zeros = [jnp.zeros((wide, self.channels), self.dtype)] * len(every)
+        sums, _ = lax.scan(step, zeros, jnp.arange(math.prod(self.grid)))
+        return jnp.stack([s.sum(0) for s in sums])
+
+    def _block(self, index: Any, first: tuple[Any, ...], every: list[tuple[int, ...]]) -> tuple[jax.Array, jax.Array]:
+        """What one step reads of x and of g."""
+        geometry, (n, *outer, block) = self.geometry, index
+        start, size = [n * self.examples], [self.examples]
+        g_start, g_size = list(start), list(size)
+        for a, (stride, dilation) in enumerate(zip(geometry.stride, geometry.dilation, strict=True)):
+            count = 1 if a < self.axis else self.rows * self.unit if a == self.axis else geometry.out[a]
+            at = outer[a] if a < self.axis else block * count if a == self.axis else 0
+            reach = max(tap[a] for tap in every) * dilation + (count - 1) * stride + 1
+            start, size = [*start, at * stride + first[a] * dilation], [*size, reach]
+            g_start, g_size = [*g_start, at], [*g_size, count]
+        x = lax.dynamic_slice(self.read, [*start, 0], [*size, self.channels])
+        return x, lax.dynamic_slice(self.g, [*g_start, 0], [*g_size, self.channels])
+
+    def _products(self, x: jax.Array, g: jax.Array, tap: tuple[int, ...]) -> list[jax.Array]:
+        """x at one tap times g, for every row of a step."""
+        geometry, products = self.geometry, []
+        for example in range(self.examples):
+            for row in range(self.rows):
+                start, limit, stride = [example], [example + 1], [1]
+                g_start, g_limit = [example], [example + 1]
+                for a, (s, d) in enumerate(zip(geometry.stride, geometry.dilation, strict=True)):
+                    count = 1 if a < self.axis else self.unit if a == self.axis else geometry.out[a]
+                    at = row * count if a == self.axis else 0
+                    start, stride = [*start, at * s + tap[a] * d], [*stride, s]
+                    limit = [*limit, start[-1] + (count - 1) * s + 1]
+                    g_start, g_limit = [*g_start, at], [*g_limit, at + count]
+                a = lax.slice(x, [*start, 0], [*limit, self.channels], [*stride, 1])
+                b = lax.slice(g, [*g_start, 0], [*g_limit, self.channels])
+                products.append((a.astype(self.dtype) * b.astype(self.dtype)).reshape(-1, self.channels))
+        return products
