@@ -177,18 +177,30 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, Jaxpr | ClosedJaxpr)
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
+def interpret(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    operands: Sequence[Any],
+    evaluate: Callable[[JaxprEqn, list[Any]], list[Any]],
+    literal: Callable[[Any], Any] = lambda value: value,
+) -> list[Any]:
+    """The results of a program whose every equation is evaluated by `evaluate(eqn, operands)`."""
     values: dict[Any, Any] = {}
 
     def read(var: Any) -> Any:
-        return _carried(var.val, floats) if isinstance(var, Literal) else values[var]
+        return literal(var.val) if isinstance(var, Literal) else values[var]
 
-    values.update(zip(jaxpr.constvars, (_carried(c, floats) for c in consts), strict=True))
+    values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, operands, strict=True))
     for eqn in jaxpr.eqns:
         with eqn.ctx.manager:
-            values.update(zip(eqn.outvars, _evaluate(eqn, [read(v) for v in eqn.invars], floats), strict=True))
+            values.update(zip(eqn.outvars, evaluate(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
+    carried = functools.partial(_carried, floats=floats)
+    return interpret(jaxpr, [*map(carried, consts)], operands, functools.partial(_evaluate, floats=floats), carried)
 
 
 def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
@@ -201,7 +213,7 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
         return [primitives.PLAIN[eqn.primitive](*operands, **_carried_params(params, floats))]
     programs = [inner for value in params.values() for inner in _programs(value)]
     if floats is None and not any(map(has_rules, programs)):
-        return _bind(eqn, operands, params)
+        return bind(eqn, operands, params)
     if eqn.primitive is known.remat_p:
         body = functools.partial(_run, params["jaxpr"], (), floats=floats)
         return jax.checkpoint(lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
@@ -217,15 +229,16 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
         )
         return list(sharded(*operands))
     if floats is None:
-        return _bind(eqn, operands, _carried_params(params, None))
+        return bind(eqn, operands, _carried_params(params, None))
     if name == "reduce_precision":
         return operands
     if name in _OPAQUE:
         return _at_own_precision(eqn, operands, floats)
-    return [_carried(y, floats) for y in _bind(eqn, operands, _carried_params(params, floats))]
+    return [_carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
 
 
-def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """The results of an equation's own primitive, as a list."""
     results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(results) if eqn.primitive.multiple_results else [results]
 
@@ -233,7 +246,7 @@ def _bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> lis
 def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
     avals: list[Any] = [v.aval for v in eqn.invars]
     own = [x if jax.typeof(x).dtype == a.dtype else x.astype(a.dtype) for x, a in zip(operands, avals, strict=True)]
-    return [_carried(y, floats) for y in _bind(eqn, own, eqn.params)]
+    return [_carried(y, floats) for y in bind(eqn, own, eqn.params)]
 
 
 # Precision

@@ -1,7 +1,7 @@
 """Imports point one way: geometry → forward → rules → primitives → ops → layers → models → experiments.
 
-Beside the layers stand the instruments, transforms → gradcheck → comparison → the command line: they use the ops, and
-no layer uses them.
+Beside the layers stand the instruments, transforms → per_example → gradcheck → comparison → the command line: they use
+the ops, and no layer uses them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["geometry", "forward", "rules", "primitives", "ops", "layers", "models"]
-INSTRUMENTS = ["transforms", "gradcheck", "comparison", "__main__"]
+INSTRUMENTS = ["transforms", "per_example", "gradcheck", "comparison", "__main__"]
 ALLOWED = {
     "": ORDER + INSTRUMENTS[:-1],
     **{stage: ORDER[: i + 1] for i, stage in enumerate(ORDER)},
@@ -28,6 +28,7 @@ OUTSIDE = {
     "layers": {"jax", "numpy"},
     "models": {"jax", "numpy"},
     "transforms": {"jax", "numpy", "inspect"},
+    "per_example": {"jax", "numpy"},
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "__main__": {"jax", "jaxconv", "argparse", "importlib", "json", "pathlib", "platform", "sys"},
@@ -80,7 +81,7 @@ def test_who_speaks_to_the_interpreters() -> None:
         return {stage(path) for path in FILES if any(name.startswith(module) for name in imports(path))}
 
     assert speakers("jax.interpreters") == {"primitives"}
-    assert speakers("jax.extend") == {"primitives", "transforms"}
+    assert speakers("jax.extend") == {"primitives", "transforms", "per_example"}
 
 
 def test_nothing_imports_private_jax() -> None:
