@@ -43,7 +43,7 @@ _CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:
     """‖∂ loss(params, example) / ∂ params‖ for each example of a batch: one number per example.
 
-    What `jax.vmap(lambda e: optax.global_norm(jax.grad(loss)(params, e)))(batch)` computes, for clipping in
+    What `jax.vmap(lambda e: optax.tree.norm(jax.grad(loss)(params, e)))(batch)` computes, for clipping in
     differentially private training or for sampling by importance, without a gradient per example: a kernel of `conv`,
     `conv_transpose`, `conv_general_dilated` or `dense` with `rules="fast"` contributes
 
