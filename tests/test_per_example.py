@@ -174,6 +174,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], int]] = {
     "used twice": (lambda w, x: layer(w, layer(w, x)).sum(), 2),
     "used once more": (lambda w, x: layer(w, x).sum() + (w**2).sum(), 1),
     "scaled": (lambda w, x: layer(3 * w, x).sum(), 1),
+    "masked": (lambda w, x: layer(w * W.T, x).sum(), 1),
+    "one of several": (lambda w, x: layer(jnp.stack([w, w**2])[1], x).sum(), 1),
     "scan": (lambda w, x: jax.lax.scan(lambda x, _: (layer(w, x), None), x, None, length=2)[0].sum(), 1),
     "cond": (lambda w, x: jax.lax.cond(x.sum() > 0, layer, lambda w, x: x @ w, w, x).sum(), 1),
     "another's layer": (lambda w, x: jnp.sin(x @ w).sum(), 0),
@@ -231,6 +233,12 @@ def test_it_is_a_function_like_any_other() -> None:
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_a_checkpoint_still_computes_again() -> None:
+    """What was not to be stored is behind a barrier, so that it is not taken from the forward pass."""
+    loss, _ = PROGRAMS["checkpoint"]
+    assert "optimization_barrier" in str(jax.make_jaxpr(partial(jaxconv.per_example_grad_norms, loss))(W, X))
+
+
 # Precision
 
 
@@ -273,15 +281,17 @@ def shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
                 yield from shapes(getattr(inner, "jaxpr", inner))
 
 
-def test_no_batch_of_kernel_gradients_is_held() -> None:
+@pytest.mark.parametrize(("side", "gram"), [(4, True), (8, False)], ids=["gram", "direct"])
+def test_no_batch_of_kernel_gradients_is_held(side: int, gram: bool) -> None:
     """Kernels larger than all that the layers read and write: nothing as large as N of them, traced or compiled."""
 
     def loss(params: Any, x: Any) -> Any:
         y = jaxconv.relu(jaxconv.conv(x[None], params["conv"]))
         return jnp.sin(jaxconv.dense(y.reshape(1, y.size), params["dense"])).sum()
 
-    params = {"conv": jnp.ones((3, 3, 32, 64), jnp.float32), "dense": jnp.ones((4 * 4 * 64, 32), jnp.float32)}
-    batch = jnp.ones((16, 4, 4, 32), jnp.float32)
+    params = {"conv": jnp.ones((3, 3, 32, 64), jnp.float32), "dense": jnp.ones((side**2 * 64, 32), jnp.float32)}
+    batch = jnp.ones((16, side, side, 32), jnp.float32)
+    assert gram_is_cheaper(side**2, 9 * 32, 64) == gram
     norms, reference = (
         partial(jaxconv.per_example_grad_norms, loss),
         jax.vmap(lambda p, x: optax.tree.norm(jax.grad(loss)(p, x)), (None, 0)),
