@@ -53,8 +53,8 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     that is used twice or inside a loop, layers of other libraries) is differentiated per example, with the same result.
 
     Sums are carried in float32 at least, and a kernel's gradient is squared before it would be rounded to less. In the
-    second form it is squares that cancel: where ‖dw‖ is smaller than Σ_p ‖x_p‖ · ‖g_p‖ by a factor κ, its relative
-    error is about κ² roundings, that of the first about κ.
+    second form it is squares that cancel: where ‖dw‖ is smaller than Σ_p ‖x_p‖ · ‖g_p‖ by a factor κ, ‖dw‖² is off
+    by about κ² roundings of itself, in the first form by about κ.
 
     Args:
       loss: (params, example) -> a scalar; an example has the structure of the batch, without the leading axis. Layers
@@ -180,8 +180,8 @@ def _is_kernel_grad(eqn: JaxprEqn) -> bool:
 
 def _keeps_length(eqn: JaxprEqn) -> bool:
     """Whether the result is the operand in another order, shape, sign or floating precision."""
-    out: Any = eqn.outvars[0].aval
-    return eqn.primitive.name in _SAME_NUMBERS and jnp.issubdtype(out.dtype, jnp.floating)
+    results: list[Any] = [v.aval for v in eqn.outvars]
+    return eqn.primitive.name in _SAME_NUMBERS and all(jnp.issubdtype(a.dtype, jnp.floating) for a in results)
 
 
 def _value(a: Any) -> Any:

@@ -170,6 +170,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], int]] = {
     "checkpoint of jit": (lambda w, x: jax.checkpoint(jax.jit(layer))(w, x).sum(), 0),
     "vmap": (lambda w, x: jax.vmap(partial(layer, w))(x).sum(), 0),
     "transposed": (lambda w, x: layer(-w.T[::-1].reshape(6, 6), x).sum(), 0),
+    "callback": (lambda w, x: (jax.debug.callback(lambda _: None, x), layer(w, x).sum())[1], 0),
     "narrowed": (lambda w, x: layer(w.astype(jnp.float32), x.astype(jnp.float32)).sum().astype(jnp.float64), 0),
     "used twice": (lambda w, x: layer(w, layer(w, x)).sum(), 2),
     "used once more": (lambda w, x: layer(w, x).sum() + (w**2).sum(), 1),
