@@ -9,23 +9,19 @@ The outcome, with versions and date, is in `experiments/results/verdicts.json`; 
 
 from __future__ import annotations
 
-import datetime
 import json
 import multiprocessing
-import os
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jax
 import rich
 import tyro
 from rich.progress import track
 from rich.table import Table
 
 from experiments.files import write_atomically
+from experiments.machine import machine
 from experiments.verdicts.bench import confusion, mistakes, seconds, verdicts
 from experiments.verdicts.case import Case
 from experiments.verdicts.right import RIGHT
@@ -42,26 +38,6 @@ class Options:
     """Processes; one core each."""
     out: Path | None = None
     """Write the outcome as JSON."""
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": datetime.date.today().isoformat(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def main(options: Options) -> None:
@@ -82,7 +58,7 @@ def main(options: Options) -> None:
     for mistake in wrong["jaxconv.check"]:
         rich.print(f"jaxconv.check is mistaken: {mistake}")
     if options.out:
-        report = {"machine": machine(), "confusion": rows, "seconds": seconds(found), "mistakes": wrong}
+        report = {"machine": machine("jax"), "confusion": rows, "seconds": seconds(found), "mistakes": wrong}
         write_atomically(options.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 

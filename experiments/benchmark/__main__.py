@@ -1,0 +1,170 @@
+"""Race hand-written gradients against JAX's own, Flax and PyTorch: layers, pools and whole training steps.
+
+    python -m experiments.benchmark                               # everything
+    python -m experiments.benchmark --filter "8x56.*kernel_grad"    # rows whose name matches
+    python -m experiments.benchmark --list                          # the names
+
+All columns of a row are compiled, compared with each other and warmed up first; then they take turns in one process,
+in changing order. `ms` is the median time of ours, `×` the median over the rounds of their time divided by ours, with
+the 10th and 90th percentile; `memory` is our temporary memory divided by that of jax.grad, as XLA counts it.
+
+`--out` gets benchmark.json and benchmark.png after every row and on Ctrl-C. Rows that an earlier run left there on the
+same machine with the same versions and options stay, each with its date, unless they are measured again.
+
+The exit status is 0, 1 if a column failed or computed something else, 2 if the run could not start, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments.benchmark.race import Budget
+from experiments.benchmark.report import header, line, picture, summary, summary_lines
+from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure
+from experiments.files import write_atomically
+from experiments.machine import machine
+from experiments.train import UsageError
+
+BUDGET = Budget(seconds=3.0, least=7, most=100)
+QUICK = Budget(seconds=0.2, least=2, most=10)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Race hand-written gradients against JAX's own, Flax and PyTorch."""
+
+    filter: str = ""
+    """Only rows whose name matches this regular expression; × may be written x, ² ^2 and → ->."""
+    engine: Literal["auto", "xla"] = "auto"
+    """Who computes jaxconv's convolutions; pools, dense layers and whole networks choose for themselves."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of all arrays; in training steps the weights stay float32."""
+    columns: tuple[Literal["flax", "torch"], ...] | None = None
+    """Beside jaxconv and jax.grad; by default what is installed."""
+    quick: bool = False
+    """A few rounds per row: for trying it out."""
+    out: Path = Path("runs/benchmark")
+    """Folder for benchmark.json and benchmark.png."""
+    list: bool = False
+    """Name the rows and do nothing else."""
+
+
+def chosen(pattern: str) -> tuple[Row, ...]:
+    """The rows whose name matches, as it is or in ASCII."""
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--filter {pattern!r} is not a regular expression: {error}.") from error
+    ascii_ = str.maketrans({"×": "x", "²": "^2", "→": "->"})
+    found = tuple(row for row in ROWS if wanted.search(row.name) or wanted.search(row.name.translate(ascii_)))
+    if not found:
+        raise UsageError(f"--filter {pattern!r} matches none of the {len(ROWS)} rows. --list names them.")
+    return found
+
+
+def peers(columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    here = installed()
+    if missing := [column for column in columns or () if column not in here]:
+        raise UsageError(f"--columns {missing[0]}: is not installed, or not for JAX's device: {jax.default_backend()}.")
+    return here if columns is None else tuple(dict.fromkeys(columns))
+
+
+def opened(options: Options) -> dict[str, Any]:
+    """The report so far: that of an earlier run in the same setting, or a new one."""
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
+        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "torch"),
+        "dtype": options.dtype,
+        "engine": options.engine,
+        "quick": options.quick,
+        "rows": [],
+    }
+    path = options.out / "benchmark.json"
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(path.read_text()) if path.exists() else report
+        same, rows = _setting(earlier) == _setting(report), earlier["rows"]
+        if same:
+            write(report | {"rows": rows}, path)
+    except OSError as error:
+        raise UsageError(f"--out {options.out} cannot be used: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a report of this program. Name another folder.") from error
+    if not same:
+        raise UsageError(f"--out {options.out} holds rows of another machine, version or option. Name another folder.")
+    return report | {"rows": rows}
+
+
+def _setting(report: dict[str, Any]) -> Any:
+    machine = {name: value for name, value in report["machine"].items() if name != "date"}
+    return machine, report["dtype"], report["engine"], report["quick"]
+
+
+def put(report: dict[str, Any], row: dict[str, Any]) -> None:
+    """A row in its place, instead of an earlier one of that name."""
+    order = {known.name: i for i, known in enumerate(ROWS)}
+    rows = [other for other in report["rows"] if other["row"] in order and other["row"] != row["row"]]
+    report["rows"] = sorted([*rows, row], key=lambda r: order[r["row"]])
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    content = report | {"summary": summary(report["rows"])}
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def run(options: Options, console: Console) -> int:
+    rows, columns = chosen(options.filter), peers(options.columns)
+    if options.list:
+        for row in rows:
+            console.print(row.name, highlight=False)
+        return 0
+    report = opened(options)
+    if "torch" in columns:
+        from experiments.benchmark.peers_torch import configure
+
+        configure()
+    setting, budget = Setting(options.dtype, options.engine), QUICK if options.quick else BUDGET
+    console.print(header((REFERENCE, *columns)))
+    status, done = 0, []
+    try:
+        for row in rows:
+            outcome = measure(row, setting, columns, budget)
+            done.append(outcome)
+            put(report, outcome | {"date": datetime.datetime.now().isoformat("T", "seconds")})
+            write(report, options.out / "benchmark.json")
+            console.print(line(outcome, (REFERENCE, *columns)), highlight=False)
+            jax.clear_caches()
+            gc.collect()
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted[/]: the finished rows are kept")
+        status = 130
+    if any("ms" in row for row in report["rows"]):
+        picture(report, options.out / "benchmark.png")
+    for text in summary_lines(done):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return status or int(any(row["failed"] for row in done))
+
+
+def main() -> int:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        return run(tyro.cli(Options, description=__doc__), console)
+    except UsageError as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The rows of the table: what is measured, and how each column computes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark import maps
+from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
+from experiments.benchmark.race import Budget, Contestant, agree, contestant, race, ratios, spread
+from experiments.benchmark.steps import PER_EXAMPLE, RATES, STEPS, Network, objective, per_example, training
+
+OURS, REFERENCE = "jaxconv", "jax.grad"
+PEERS = ("flax", "torch")
+RULES = {OURS: "fast", REFERENCE: "autodiff"}
+# How far two columns may be apart: a few roundings; of the whole gradient of a deep network, many.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
+DEEP = 10
+
+
+class Setting(NamedTuple):
+    """What the rows of one run have in common."""
+
+    dtype: str = "float32"
+    engine: str = "auto"
+
+    def tolerance(self, deep: bool) -> float:
+        # On a GPU float32 is multiplied with the 10 bits of TensorFloat-32.
+        tf32 = self.dtype == "float32" and jax.default_backend() != "cpu"
+        return (4e-3 if tf32 else TOLERANCE[self.dtype]) * (DEEP if deep else 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      name: what is measured.
+      kind: "convolution", "pool", "per-example" or "step".
+      build: from a column and a setting to that column's contestants: by variant ("" if there is one only), nobody
+        where the column has no such thing.
+    """
+
+    name: str
+    kind: str
+    build: Callable[[str, Setting], dict[str, Contestant]]
+
+
+def installed() -> tuple[str, ...]:
+    """The peers that can be measured here: PyTorch only on the kind of device that JAX uses."""
+    found = [peer for peer in PEERS if importlib.util.find_spec(peer)]
+    if "torch" in found and jax.default_backend() != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            found.remove("torch")
+    return tuple(found)
+
+
+def conv_row(layer: Conv, program: str) -> Row:
+    def build(column: str, setting: Setting) -> dict[str, Contestant]:
+        if column == "torch":
+            from experiments.benchmark import peers_torch
+
+            return peers_torch.conv(layer, program, setting.dtype)
+        if column == "flax":
+            from experiments.benchmark import peers_flax
+
+            f = peers_flax.conv(layer)
+        else:
+            f = maps.jaxconv_conv(layer, setting.engine) if column == OURS else maps.lax_conv(layer)
+        arrays = (jnp.asarray(a, setting.dtype) for a in layer.arrays())
+        return {"": contestant(maps.CONV_PROGRAMS[program](f), *arrays)}
+
+    return Row(f"{layer.name} {program}", "convolution", build)
+
+
+def pool_row(layer: Pool, program: str) -> Row:
+    def build(column: str, setting: Setting) -> dict[str, Contestant]:
+        if column == "torch":
+            from experiments.benchmark import peers_torch
+
+            return peers_torch.pool(layer, program, setting.dtype)
+        if column == "flax":
+            from experiments.benchmark import peers_flax
+
+            f = peers_flax.pool(layer)
+        else:
+            f = maps.jaxconv_pool(layer) if column == OURS else maps.lax_pool(layer)
+        x, g = (jnp.asarray(a, setting.dtype) for a in layer.arrays())
+        first = maps.pullback(f, x) if program == "backward" else x
+        return {"": contestant(maps.POOL_PROGRAMS[program](f), first, g)}
+
+    return Row(f"{layer.name} {program}", "pool", build)
+
+
+def step_row(network: Network) -> Row:
+    def build(column: str, setting: Setting) -> dict[str, Contestant]:
+        params, state, x, labels = network.arrays()
+        options = dict(network.options)
+        if column == "torch":
+            from experiments.benchmark import nets_torch
+
+            module = nets_torch.twin(network.net, options, params, network.image)
+            optimizer = nets_torch.optimizer(network.optimizer, RATES[network.optimizer], module)
+            return {"": nets_torch.training(module, optimizer, x, labels, setting.dtype)}
+        if column == "flax":
+            from experiments.benchmark import peers_flax
+
+            module, params, state = peers_flax.twin(network.net, options, params, state, x, train=True)
+            own = training(peers_flax.objective(module), network.optimizer, params, state, x, labels, setting.dtype)
+            return {"": dataclasses.replace(own, result=None)}  # another tree; a test compares the networks
+        loss = objective(network.layer(), RULES[column])
+        return {"": training(loss, network.optimizer, params, state, x, labels, setting.dtype)}
+
+    return Row(f"{network.name} training step", "step", build)
+
+
+def per_example_row(network: Network) -> Row:
+    def build(column: str, setting: Setting) -> dict[str, Contestant]:
+        if column in PEERS:
+            return {}
+        params, state, x, labels = network.arrays()
+        loss = objective(network.layer(), RULES[column], train=False)
+        return {"": contestant(per_example(loss), params, state, jnp.asarray(x, setting.dtype), jnp.asarray(labels))}
+
+    return Row(f"{network.name} per-example gradients", "per-example", build)
+
+
+ROWS = (
+    *(conv_row(layer, program) for layer in CONVS for program in maps.CONV_PROGRAMS),
+    *(pool_row(layer, program) for layer in POOLS for program in maps.POOL_PROGRAMS),
+    per_example_row(PER_EXAMPLE),
+    *map(step_row, STEPS),
+)
+
+
+def line_up(row: Row, setting: Setting, peers: tuple[str, ...]) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """The contestants of a row as "column/variant", and why a column has none. All of them compute the same."""
+    tolerance = setting.tolerance(row.kind in ("step", "per-example"))
+    found: dict[str, Contestant] = {}
+    failed: dict[str, str] = {}
+    reference: dict[str, Any] | None = None
+    for column in (REFERENCE, OURS, *peers):
+        try:
+            built = row.build(column, setting)
+            for own in built.values():
+                agree(column, own.result, reference, tolerance)
+        except Exception as error:  # one column that fails, whatever the reason, must not cost the others their numbers
+            failed[column] = f"{type(error).__name__}: {str(error)[:500]}"
+            continue
+        if column == REFERENCE:
+            reference = built[""].result
+        # Results are not needed any more, and may be large.
+        found |= {f"{column}/{variant}": dataclasses.replace(own, result=None) for variant, own in built.items()}
+    return found, failed
+
+
+def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) -> dict[str, Any]:
+    """One row of the report: times in ms, ratios to our time, bytes and compile seconds by column."""
+    contestants, failed = line_up(row, setting, peers)
+    outcome: dict[str, Any] = {"row": row.name, "kind": row.kind, "failed": failed}
+    if failed.keys() & RULES:
+        return outcome
+    times = race(contestants, budget, pipelined=jax.default_backend() != "cpu")
+    best: dict[str, str] = {}  # of each column the variant with the lowest median
+    for name in sorted(times, key=lambda name: spread(times[name])["median"]):
+        best.setdefault(name.partition("/")[0], name)
+    columns = [column for column in (OURS, REFERENCE, *peers) if column in best]
+    ours = times[best[OURS]]
+    memory = {column: contestants[best[column]].temporary_bytes for column in RULES}
+    return outcome | {
+        "rounds": len(ours),
+        "ms": {c: spread([1e3 * t for t in times[best[c]]]) for c in columns},
+        "ratio": {c: ratios(times[best[c]], ours) for c in columns if c != OURS},
+        "variant": {c: best[c].partition("/")[2] for c in columns if not best[c].endswith("/")},
+        "compile_seconds": {c: contestants[best[c]].compile_seconds for c in RULES},
+        "temporary_bytes": memory,
+        "temporary_ratio": _quotient(memory[OURS], memory[REFERENCE]),
+    }
+
+
+def _quotient(ours: int | None, theirs: int | None) -> float | None:
+    """ours / theirs; None where it is not a finite number."""
+    if ours is None or theirs is None:
+        return None
+    return ours / theirs if theirs else 1.0 if not ours else None
