@@ -91,7 +91,10 @@ def test_a_gradient_costs_no_forward_pass() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    [pytest.param(step, id=step.title, marks=thorough(step.net in ("cnn", "convnext"))) for step in STEPS],
+    [
+        pytest.param(dataclasses.replace(STEPS[0], optimizer="momentum"), id="with momentum"),
+        *(pytest.param(step, id=step.title, marks=thorough(step.net == "cnn")) for step in STEPS),
+    ],
 )
 def test_the_columns_of_a_training_step(network: Network) -> None:
     assert columns_of(step_row(network.shrunk())) == {"jaxconv", "jax.grad", *PEERS}

@@ -1,6 +1,6 @@
 """Race hand-written gradients against JAX's own, Flax and PyTorch: layers, pools and whole training steps.
 
-    python -m experiments.benchmark                               # everything
+    python -m experiments.benchmark                                 # everything
     python -m experiments.benchmark --filter "8x56.*kernel_grad"    # rows whose name matches
     python -m experiments.benchmark --list                          # the names
 

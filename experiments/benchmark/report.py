@@ -23,7 +23,7 @@ def _grid(columns: tuple[str, ...]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=54)
     for column in ("ms", *columns, "memory"):
-        grid.add_column(width=20 if column == REFERENCE else 9, justify="right", no_wrap=True)
+        grid.add_column(width=20 if column == REFERENCE else 10, justify="right", no_wrap=True)
     return grid
 
 
