@@ -6,6 +6,7 @@
     shifts     depthwise: sums of shifted copies
     blocks     grouped: neighbouring groups merged into dense blocks
     phases     dilated inputs (strided input gradients, transposed convolutions): one convolution per residue class
+    folds      input gradients of few channels: one product, then overlap-add
     patches    dense kernel gradients: matrix products over the patches of a few examples at a time
 
 Formulations work channels-last and on unflipped kernels; other layouts are transposed here, as XLA's CPU backend does
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.rules import rotated
-from jaxconv.rules.fast import blocks, choice, patches, phases, products, shifts
+from jaxconv.rules.fast import blocks, choice, folds, patches, phases, products, shifts
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class _Maps:
                 return blocks.conv(x, w, geometry, self.conv)
             case "phases":
                 return phases.conv(x, w, geometry, self.conv)
+            case "merged phases":
+                return phases.merged(x, w, geometry, self.conv)
         return forward.conv(x, w, geometry, **self.lax_options)
 
     def input_grad(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
@@ -59,6 +62,8 @@ class _Maps:
         match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]):
             case "product":
                 return products.input_grad(g, w, geometry, **self.options)
+            case "fold":
+                return folds.input_grad(g, w, geometry, **self.options)
             case "full":
                 turned = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
                 return self.conv(g, turned, geometry.full())

@@ -4,10 +4,10 @@ Write the inputs that window p reads as one row of a matrix X, (n·p) × (k·c).
 
     dw[k, c, o] = Σ_{n, p} x[n, s·p + d·k − lo, c] · g[n, p, o]        is        dWᵀ = gᵀ · X,
 
-a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan
-builds the rows of a few examples, small enough for the second-level cache, and adds their product to dWᵀ.
+a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan builds
+the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
-Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group.
+Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group, at least one spatial axis.
 """
 
 from __future__ import annotations
@@ -19,33 +19,66 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import padded, tap_slice, taps
+from jaxconv.forward import padded, taps
 from jaxconv.geometry import Geometry
 
-# Elements of the patches that one step writes. Measured flat from 2^17 to 2^20.
-STEP = 2**19
+# Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
+WHOLE = 2**21
+LEAST, MOST = 2**17, 2**20
+
+
+def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
+    """Whether X is small enough to be written at once."""
+    return batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs <= WHOLE
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
-    """dWᵀ += gᵀ · X for the patches X of a few examples at a time."""
-    n, columns = x.shape[0], math.prod(geometry.taps) * x.shape[-1]
-    examples = _divisor(n, max(STEP // (math.prod(geometry.out) * columns), 1))
-    read = padded(x, geometry).reshape(n // examples, examples, *(a.length + a.lo + a.hi for a in geometry.axes), -1)
+    """dWᵀ += gᵀ · X for the patches X of a few rows or examples at a time."""
+    (n, *_, c), outputs, (first, *rest) = x.shape, g.shape[-1], geometry.out
+    columns = math.prod(geometry.taps) * c
+    examples, rows = _step(x, geometry)
+    blocks = -(-first // rows)
 
-    def step(dw: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, g = block
-        rows = jnp.concatenate([tap_slice(x, tap, geometry) for tap in taps(geometry)], -1).reshape(-1, columns)
+    # Rows that fill up the last block have g = 0.
+    g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), (0, blocks * rows - first, 0), *[(0, 0, 0)] * (g.ndim - 2)])
+    read = padded(x, geometry)
+    reach = (blocks * rows - 1) * geometry.stride[0] + geometry.span[0]
+    read = lax.pad(
+        read, jnp.zeros((), x.dtype), [(0, 0, 0), (0, reach - read.shape[1], 0), *[(0, 0, 0)] * (x.ndim - 2)]
+    )
+    high = (rows - 1) * geometry.stride[0] + geometry.span[0]
+
+    def step(dw: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        example, row = index // blocks * examples, index % blocks * rows
+        zeros = (0,) * (x.ndim - 2)
+        part = lax.dynamic_slice(read, (example, row * geometry.stride[0], *zeros), (examples, high, *read.shape[2:]))
+        delta = lax.dynamic_slice(g, (example, row, *zeros), (examples, rows, *g.shape[2:]))
+        patches = jnp.concatenate([_at(part, tap, (rows, *rest), geometry) for tap in taps(geometry)], -1)
         product = lax.dot_general(
-            g.reshape(-1, g.shape[-1]), rows, (((0,), (0,)), ((), ())), precision=precision,
-            preferred_element_type=dtype,
+            delta.reshape(-1, outputs), patches.reshape(-1, columns), (((0,), (0,)), ((), ())),
+            precision=precision, preferred_element_type=dtype,
         )  # fmt: skip
         return dw + product, None
 
-    blocks = (read, g.reshape(n // examples, examples, *g.shape[1:]))
-    dw, _ = lax.scan(step, jnp.zeros((g.shape[-1], columns), dtype), blocks)
-    return dw.T.reshape(*geometry.taps, x.shape[-1], g.shape[-1])
+    dw, _ = lax.scan(step, jnp.zeros((outputs, columns), dtype), jnp.arange(n // examples * blocks))
+    return dw.T.reshape(*geometry.taps, c, outputs)
 
 
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`."""
-    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
+def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
+    """How many examples, or else how many rows of one example, make a step."""
+    n, c, first = x.shape[0], x.shape[-1], geometry.out[0]
+    most = n * math.prod(geometry.out) * math.prod(geometry.taps) * c
+    if not whole(geometry, n, c):
+        most = min(max(x.size // 4, LEAST), MOST)
+    row = math.prod(geometry.out[1:]) * math.prod(geometry.taps) * c
+    if row * first > most:
+        blocks = -(-first // max(most // row, 1))
+        return 1, -(-first // blocks)
+    return next(d for d in range(min(n, most // (row * first)), 0, -1) if n % d == 0), first
+
+
+def _at(x: jax.Array, tap: tuple[int, ...], counts: tuple[int, ...], geometry: Geometry) -> jax.Array:
+    """What `tap` reads for the first `counts` outputs of a padded x."""
+    start = [j * d for j, d in zip(tap, geometry.dilation, strict=True)]
+    limit = [a + (count - 1) * s + 1 for a, count, s in zip(start, counts, geometry.stride, strict=True)]
+    return lax.slice(x, [0, *start, 0], [x.shape[0], *limit, x.shape[-1]], [1, *geometry.stride, 1])

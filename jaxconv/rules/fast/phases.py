@@ -23,9 +23,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxconv.geometry import Axis, Geometry
+
+Dense = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
 
 class Phase(NamedTuple):
@@ -68,24 +71,62 @@ def part(which: tuple[Phase, ...], geometry: Geometry) -> Geometry:
     )
 
 
-def conv(
-    x: jax.Array, w: jax.Array, geometry: Geometry, dense: Callable[[jax.Array, jax.Array, Geometry], jax.Array]
-) -> jax.Array:
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Array:
     """The phases of y, each computed by `dense`, interleaved."""
-    rank, lengths = geometry.rank, [-(-a.out // a.input_dilation) for a in geometry.axes]
+    lengths = [-(-a.out // a.input_dilation) for a in geometry.axes]
+    like = jax.eval_shape(lambda x, w: dense(x, w, _undilated(geometry)), x, w)
     results = []
     for which in phases(geometry):
-        met = [p for p in which if p is not None]
-        if len(met) < rank:
-            results.append(None)
-            continue
-        kernel = w[tuple(slice(p.first, None, p.step) for p in met)]
-        results.append(dense(x, kernel, part(tuple(met), geometry)))
-    dtype = next((y.dtype for y in results if y is not None), jnp.result_type(x, w))
-    zeros = jnp.zeros((x.shape[0], *lengths, w.shape[-1]), dtype)
-    y = jnp.stack([zeros if y is None else y for y in results])
-    y = y.reshape(*geometry.input_dilation, *zeros.shape)
-    # (*residues, n, *lengths, o) -> (n, *(length, residue), o)
+        met = tuple(p for p in which if p is not None)
+        if len(met) == geometry.rank:
+            kernel = w[tuple(slice(p.first, None, p.step) for p in met)]
+            results.append(dense(x, kernel, part(met, geometry)))
+        else:
+            results.append(jnp.zeros((x.shape[0], *lengths, w.shape[-1]), like.dtype))
+    return _interleaved(jnp.stack(results), geometry)
+
+
+def merged(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Array:
+    """All phases as one convolution, their kernels side by side as output channels.
+
+    Every phase gets the taps that any of them meets, zeros where it does not. For a product too narrow to be fast,
+    the few outputs of a phase, that is cheaper than being narrow. One group.
+    """
+    taps, padding, dilations = [], [], []
+    for axis, a in enumerate(geometry.axes):
+        every = [phase(a, r) for r in range(a.input_dilation)]
+        met = [p for p in every if p is not None]
+        dilation, lo = met[0].dilation, max(p.lo for p in met)
+        count = max((lo - p.lo) // dilation + p.taps for p in met)
+        # Of each phase and tap the entry of w, or a.k for none: read behind the end, a zero.
+        table = np.full((a.input_dilation, count), a.k)
+        for row, p in zip(table, every, strict=True):
+            if p is not None:
+                at = (lo - p.lo) // dilation
+                row[at : at + p.taps] = np.arange(p.first, a.k, p.step)
+        w = jnp.take(w, table.ravel(), axis, mode="fill", fill_value=0)
+        length = -(-a.out // a.input_dilation)
+        taps, dilations = [*taps, count], [*dilations, dilation]
+        padding.append((lo, length - 1 + dilation * (count - 1) + 1 - a.n - lo))
+    rank, phases = geometry.rank, geometry.input_dilation
+    w = w.reshape(*(size for pair in zip(phases, taps, strict=True) for size in pair), *w.shape[-2:])
+    w = w.transpose(*range(1, 2 * rank, 2), 2 * rank, *range(0, 2 * rank, 2), 2 * rank + 1)
+    kernel = w.reshape(*taps, w.shape[rank], -1)
+    y = dense(x, kernel, replace(
+        _undilated(geometry), taps=tuple(taps), padding=tuple(padding), dilation=tuple(dilations)
+    ))  # fmt: skip
+    y = jnp.moveaxis(y.reshape(*y.shape[:-1], math.prod(phases), -1), -2, 0)
+    return _interleaved(y, geometry)
+
+
+def _undilated(geometry: Geometry) -> Geometry:
+    return replace(geometry, input_dilation=(1,) * geometry.rank)
+
+
+def _interleaved(y: jax.Array, geometry: Geometry) -> jax.Array:
+    """(phase, n, *lengths, o) as (n, *out, o): residue r of position u is output e·u + r."""
+    rank, (_, n, *lengths, o) = geometry.rank, y.shape
+    y = y.reshape(*geometry.input_dilation, n, *lengths, o)
     y = y.transpose(rank, *(axis for i in range(rank) for axis in (rank + 1 + i, i)), 2 * rank + 1)
-    y = y.reshape(x.shape[0], *(length * e for length, e in zip(lengths, geometry.input_dilation, strict=True)), -1)
-    return lax.slice(y, [0] * y.ndim, [x.shape[0], *geometry.out, w.shape[-1]])
+    y = y.reshape(n, *(length * e for length, e in zip(lengths, geometry.input_dilation, strict=True)), o)
+    return lax.slice(y, [0] * y.ndim, [n, *geometry.out, o])

@@ -43,9 +43,13 @@ def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, pr
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
-    """dWᵀ = gᵀ · X: the orientation in which the long axis is contracted fastest."""
-    dw = _product(_grouped(g, geometry), windows(x, geometry), (1, 1), dtype, precision)
-    dw = jnp.moveaxis(dw, 2, 0)  # (k·c, group, o)
+    """dW = Xᵀ · g, or dWᵀ = gᵀ · X where positions outnumber the columns of X: the faster orientation then."""
+    patches, delta = windows(x, geometry), _grouped(g, geometry)
+    if patches.shape[1] > patches.shape[2]:
+        dw = _product(delta, patches, (1, 1), dtype, precision).swapaxes(1, 2)
+    else:
+        dw = _product(patches, delta, (1, 1), dtype, precision)
+    dw = jnp.moveaxis(dw, 1, 0)  # (k·c, group, o)
     return dw.reshape(*geometry.taps, x.shape[-1] // geometry.groups, g.shape[-1])
 
 

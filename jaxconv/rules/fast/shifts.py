@@ -1,15 +1,15 @@
-"""Depthwise convolution as sums of shifted copies: no channel is ever summed, so there is nothing to multiply as
-matrices.
+"""Depthwise and narrow grouped convolution as sums of shifted copies: too few channels to multiply as matrices.
 
-With one input channel per group the trilinear form loses its sum over c:
+With one input channel per group, the trilinear form has no sum over c:
 
     y[n, p, o]  = Σ_k x[n, s·p + d·k − lo, o // m] · w[k, o]
     dw[k, o]    = Σ_{n, p} x[n, s·p + d·k − lo, o // m] · g[n, p, o]
 
-The first is one fused multiply-add per tap over a padded x. The second is the same product, summed over positions
-rather than taps; what decides its speed is that the sums stay vectors along (w, o) until the very end.
+The first is one fused multiply-add per tap. A few channels per group are that many depthwise convolutions, added up:
+the first channel of every group, the second, and so on. The kernel gradient is the same product as the first, summed
+over positions rather than taps; what decides its speed is that the sums stay vectors along (w, o) until the very end.
 
-Arrays are channels-last: x (n, *spatial, c), w (*taps, 1, o), y and g (n, *out, o); o = m·c.
+Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o), y and g (n, *out, o); m = o // groups.
 """
 
 from __future__ import annotations
@@ -35,20 +35,41 @@ TILE = 4096
 UNROLLED = 64
 
 
-def _widened(x: jax.Array, outputs: int, dtype: Any) -> jax.Array:
+def _widened(x: jax.Array, outputs: int) -> jax.Array:
     """x with every channel repeated for each output of its group."""
     multiplier = outputs // x.shape[-1]
-    return (x if multiplier == 1 else jnp.repeat(x, multiplier, -1)).astype(dtype)
+    return x if multiplier == 1 else jnp.repeat(x, multiplier, -1)
 
 
 def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
-    """y = Σ_k shift_k(x) · w[k], one row of taps at a time."""
+    """y = Σ_c Σ_k shift_k(x_c) · w[k, c], one row of taps at a time; x_c is channel c of every group."""
     del precision
-    read = _widened(padded(x, geometry), w.shape[-1], dtype)
+    inputs, outputs = w.shape[-2:]
+    inside = inputs == 1 and geometry.taps[-1] <= 3 and math.prod(geometry.taps) <= 9
+    read = x if inside else padded(x, geometry)
     rows: dict[tuple[int, ...], list[jax.Array]] = {}
-    for tap in taps(geometry):
-        rows.setdefault(tap[:-1], []).append(tap_slice(read, tap, geometry) * w[*tap, 0].astype(dtype))
+    for channel in range(inputs):
+        part = _widened(read[..., channel::inputs], outputs)
+        for tap in taps(geometry):
+            factor = w[*tap, channel].astype(dtype)
+            term = _inside(part, factor, tap, geometry) if inside else tap_slice(part, tap, geometry) * factor
+            rows.setdefault((channel, *tap[:-1]), []).append(term)
     return functools.reduce(operator.add, (functools.reduce(operator.add, row) for row in rows.values()))
+
+
+def _inside(x: jax.Array, factor: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> jax.Array:
+    """One term of the sum without a padded x: the outputs whose tap lies inside x, zeros around them."""
+    start, limit, around = [0], [x.shape[0]], [(0, 0, 0)]
+    for j, a in zip(tap, geometry.axes, strict=True):
+        at = j * a.dilation - a.lo  # output p reads s·p + at
+        first = min(max(-(at // a.stride), 0), a.out)
+        last = max(min((a.n - 1 - at) // a.stride + 1, a.out), first)
+        start, limit = [*start, first * a.stride + at], [*limit, (last - 1) * a.stride + at + 1]
+        if first == last:
+            start[-1] = limit[-1] = 0
+        around.append((first, a.out - last, 0))
+    part = lax.slice(x, [*start, 0], [*limit, x.shape[-1]], [1, *geometry.stride, 1])
+    return lax.pad(part * factor, jnp.zeros((), factor.dtype), [*around, (0, 0, 0)])
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
@@ -81,7 +102,7 @@ class _Rows:
         high[0] = groups * self.examples - x.shape[0]
         high[1 + self.axis] = self.blocks * self.rows * self.unit - out[self.axis]
         self.g = lax.pad(g, jnp.zeros((), g.dtype), [(0, h, 0) for h in high])
-        read = _widened(padded(x, geometry), self.channels, x.dtype)
+        read = _widened(padded(x, geometry), self.channels)
         need = (self.g.shape[1 + self.axis] - 1) * geometry.stride[self.axis] + geometry.span[self.axis]
         high[1 + self.axis] = need - read.shape[1 + self.axis]
         self.read = lax.pad(read, jnp.zeros((), x.dtype), [(0, h, 0) for h in high])
@@ -105,7 +126,9 @@ class _Rows:
 
         def step(sums: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], None]:
             x, g = self._block(jnp.unravel_index(index, self.grid), first, every)
-            return [functools.reduce(operator.add, self._products(x, g, tap), s) for tap, s in zip(every, sums)], None
+            return [
+                functools.reduce(operator.add, self._products(x, g, tap), s) for tap, s in zip(every, sums, strict=True)
+            ], None
 
         zeros = [jnp.zeros((wide, self.channels), self.dtype)] * len(every)
         sums, _ = lax.scan(step, zeros, jnp.arange(math.prod(self.grid)))
