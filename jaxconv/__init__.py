@@ -16,6 +16,7 @@ from jaxconv.ops.loss import mean_squared_error, softmax_cross_entropy
 from jaxconv.ops.max_pool import max_pool, max_unpool
 from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxconv.ops.pad import pad
+from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.per_example import per_example_grad_norms
 from jaxconv.rules import ConvRules
@@ -52,6 +53,7 @@ __all__ = [
     "mean_squared_error",
     "pad",
     "per_example_grad_norms",
+    "plan",
     "relu",
     "relu6",
     "rms_norm",

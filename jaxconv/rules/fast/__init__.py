@@ -44,7 +44,7 @@ class _Maps:
         return {"preferred_element_type": self.dtype, "precision": self.precision}
 
     def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-        match choice.conv(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], w.shape[-1]):
+        match choice.conv(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], w.shape[-1]).formulation:
             case "product":
                 return products.conv(x, w, geometry, **self.options)
             case "shifts":
@@ -59,7 +59,7 @@ class _Maps:
 
     def input_grad(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         inputs = w.shape[-2] * geometry.groups
-        match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]):
+        match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]).formulation:
             case "product":
                 return products.input_grad(g, w, geometry, **self.options)
             case "fold":
@@ -70,7 +70,7 @@ class _Maps:
         return rotated.input_grad(g, w, geometry, **self.lax_options)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-        match choice.kernel_grad(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], g.shape[-1]):
+        match choice.kernel_grad(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], g.shape[-1]).formulation:
             case "product":
                 return products.kernel_grad(x, g, geometry, **self.options)
             case "shifts":
@@ -84,7 +84,8 @@ class _Maps:
 
 def _maps(platform: str | None, dtype: Any, precision: Any, wanted: Any) -> _Maps:
     """Sums are carried in float32 or wider, and at least as wide as the result."""
-    return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted or dtype), precision)
+    with jax.numpy_dtype_promotion("standard"):
+        return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted or dtype), precision)
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
@@ -115,7 +116,7 @@ def conv(
     """∂T/∂g; see `forward.conv`. Without a platform: what every platform runs well."""
     layout = geometry.layout
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    if choice.conv(platform, x.dtype, geometry, *sizes) == "lax":
+    if choice.conv(platform, x.dtype, geometry, *sizes).formulation == "lax":
         return forward.conv(x, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
     maps = _maps(platform, x.dtype, precision, preferred_element_type)
     y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
@@ -135,7 +136,7 @@ def input_grad(
     """∂T/∂x; see `rotated.input_grad`."""
     layout = geometry.layout
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    if choice.input_grad(platform, g.dtype, geometry, *sizes) == "lax":
+    if choice.input_grad(platform, g.dtype, geometry, *sizes).formulation == "lax":
         return rotated.input_grad(g, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
     maps = _maps(platform, g.dtype, precision, preferred_element_type)
     dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
@@ -155,7 +156,7 @@ def kernel_grad(
     """∂T/∂w; see `rotated.kernel_grad`."""
     layout = geometry.layout
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    if choice.kernel_grad(platform, x.dtype, geometry, *sizes) == "lax":
+    if choice.kernel_grad(platform, x.dtype, geometry, *sizes).formulation == "lax":
         return rotated.kernel_grad(x, g, geometry, precision=precision, preferred_element_type=preferred_element_type)
     maps = _maps(platform, x.dtype, precision, preferred_element_type)
     dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())

@@ -39,7 +39,7 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Ar
     (*_, inputs, outputs), m = w.shape, merged(geometry, w.shape[-2])
     blocks = geometry.groups // m
     kernels = jnp.moveaxis(w.reshape(*w.shape[:-1], blocks, m, -1), -3, 0)  # (block, *taps, c, j, o)
-    diagonal = jnp.eye(m, dtype=w.dtype)[:, None, :, None]
+    diagonal = jnp.eye(m, dtype=w.dtype).reshape(*(1,) * (1 + geometry.rank), m, 1, m, 1)
     kernels = kernels[..., None, :, :, :] * diagonal  # (block, *taps, i, c, j, o)
     kernels = kernels.reshape(blocks, *geometry.taps, m * inputs, outputs // blocks)
     one = geometry.with_groups(1)

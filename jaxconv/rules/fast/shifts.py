@@ -35,6 +35,11 @@ TILE = 4096
 UNROLLED = 64
 
 
+def few(geometry: Geometry) -> bool:
+    """Whether there are so few taps that leaving the border out of each costs less than padding x."""
+    return geometry.taps[-1] <= 3 and math.prod(geometry.taps) <= 9
+
+
 def _widened(x: jax.Array, outputs: int) -> jax.Array:
     """x with every channel repeated for each output of its group."""
     multiplier = outputs // x.shape[-1]
@@ -45,20 +50,22 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precisio
     """y = Σ_c Σ_k shift_k(x_c) · w[k, c], one row of taps at a time; x_c is channel c of every group."""
     del precision
     inputs, outputs = w.shape[-2:]
-    inside = inputs == 1 and geometry.taps[-1] <= 3 and math.prod(geometry.taps) <= 9
+    inside = inputs == 1 and few(geometry)
     read = x if inside else padded(x, geometry)
     rows: dict[tuple[int, ...], list[jax.Array]] = {}
     for channel in range(inputs):
         part = _widened(read[..., channel::inputs], outputs)
         for tap in taps(geometry):
-            factor = w[*tap, channel].astype(dtype)
-            term = _inside(part, factor, tap, geometry) if inside else tap_slice(part, tap, geometry) * factor
+            reads, around = _inside(part, tap, geometry) if inside else (tap_slice(part, tap, geometry), None)
+            term = reads.astype(dtype) * lax.expand_dims(w[*tap, channel].astype(dtype), range(x.ndim - 1))
+            if around is not None:  # after the product: padding it costs less than multiplying what was padded
+                term = lax.pad(term, jnp.zeros((), dtype), around)
             rows.setdefault((channel, *tap[:-1]), []).append(term)
     return functools.reduce(operator.add, (functools.reduce(operator.add, row) for row in rows.values()))
 
 
-def _inside(x: jax.Array, factor: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """One term of the sum without a padded x: the outputs whose tap lies inside x, zeros around them."""
+def _inside(x: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> tuple[jax.Array, list[tuple[int, int, int]]]:
+    """What `tap` reads of an unpadded x, at the outputs where it lies inside x, and how many outputs lie around."""
     start, limit, around = [0], [x.shape[0]], [(0, 0, 0)]
     for j, a in zip(tap, geometry.axes, strict=True):
         at = j * a.dilation - a.lo  # output p reads s·p + at
@@ -68,8 +75,7 @@ def _inside(x: jax.Array, factor: jax.Array, tap: tuple[int, ...], geometry: Geo
         if first == last:
             start[-1] = limit[-1] = 0
         around.append((first, a.out - last, 0))
-    part = lax.slice(x, [*start, 0], [*limit, x.shape[-1]], [1, *geometry.stride, 1])
-    return lax.pad(part * factor, jnp.zeros((), factor.dtype), [*around, (0, 0, 0)])
+    return lax.slice(x, [*start, 0], [*limit, x.shape[-1]], [1, *geometry.stride, 1]), [*around, (0, 0, 0)]
 
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:

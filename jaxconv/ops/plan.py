@@ -1,0 +1,91 @@
+"""Which formulation the fast rules take for a layer, and why, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv.geometry import conv_geometry
+from jaxconv.ops.wiring import check_engine
+from jaxconv.rules.fast import choice
+
+
+class Plan(NamedTuple):
+    """The choice for each of the three maps: `.formulation`, `.why`, and what it `.holds` in memory."""
+
+    conv: choice.Choice
+    input_grad: choice.Choice
+    kernel_grad: choice.Choice
+
+    def __str__(self) -> str:
+        width = max(len(c.formulation) for c in self)
+        lines = [
+            f"{name:<11}  {c.formulation:<{width}}  {c.why}; holds {c.holds}"
+            for name, c in zip(self._fields, self, strict=True)
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, dict[str, str]]:
+        """The plan as JSON knows it."""
+        return {name: c._asdict() for name, c in zip(self._fields, self, strict=True)}
+
+
+def plan(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    *,
+    dtype: Any = "float32",
+    platform: str | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    input_dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    flip_kernel: bool = False,
+    layout: str = "NHWC",
+    engine: str = "auto",
+) -> Plan:
+    """The formulations that `rules="fast"` takes for a convolution, and why.
+
+    "lax" is XLA's own convolution. The others compute the same sums in another order: "product" as one matrix
+    product, "shifts" as shifted multiply-adds, "blocks" as dense convolutions of merged groups, "phases" as one
+    convolution per residue class of an input dilation ("merged phases": all of them at once), "fold" as a product
+    followed by overlapping additions, "patches" as products over the patches of a few rows; "full" is the full
+    convolution of δ with the rotated kernel, by one of these.
+
+    A program that XLA itself splits over several devices keeps to "lax", whatever the plan for one device.
+
+    Args:
+      x_shape: the shape of x, (n, *spatial, c) for layout "NHWC".
+      w_shape: the shape of w, (*taps, c // groups, o) for layout "NHWC".
+      dtype: of x and w.
+      platform: "cpu", "gpu", "tpu", ... as `jax.default_backend()` names them, which is the default.
+      stride, padding, dilation, input_dilation, groups, flip_kernel, layout, engine: as in `conv`.
+
+    Returns:
+      A named tuple (conv, input_grad, kernel_grad) of choices, each with a formulation, the reason (why) and what it
+      holds in memory beside operands and result; `str` makes a table of it, `.to_dict()` JSON.
+
+    Raises:
+      ValueError, TypeError: as `conv` raises them for such shapes and options.
+
+    Example:
+      >>> import jaxconv
+      >>> plan = jaxconv.plan((8, 56, 56, 32), (3, 3, 1, 32), groups=32, platform="cpu")
+      >>> print(plan.conv.formulation, "-", plan.conv.why)
+      shifts - one channel per group: there is no sum over channels
+
+    Source: `jaxconv.rules.fast.choice`, the same functions that the lowering calls.
+    """
+    check_engine("plan", engine)
+    geometry = conv_geometry(
+        "plan", tuple(x_shape), tuple(w_shape), stride=stride, padding=padding, dilation=dilation,
+        input_dilation=input_dilation, groups=groups, flip_kernel=flip_kernel, layout=layout,
+    )  # fmt: skip
+    place = geometry.layout
+    sizes = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
+    known = platform or jax.default_backend(), jnp.dtype(dtype), geometry, *sizes
+    return Plan(choice.conv(*known), choice.input_grad(*known), choice.kernel_grad(*known))
