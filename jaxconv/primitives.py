@@ -80,15 +80,16 @@ def _define(
         here = mlir.lower_fun(on_cpu, multiple_results=False)
 
         def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
-            return (everywhere if _partitioned(ctx) else here)(ctx, *operands, **static)
+            return (everywhere if _distributed(ctx) else here)(ctx, *operands, **static)
 
         mlir.register_lowering(primitive, lower, platform="cpu")
     return primitive
 
 
-def _partitioned(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether XLA will split this program over devices: a loop over examples would gather what is split."""
-    return getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
+def _distributed(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the program runs on several devices: a loop over examples would gather what is split between them."""
+    split = getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
+    return split or any(_varying(aval) for aval in ctx.avals_in)
 
 
 def _varying(aval: Any) -> frozenset[Any]:

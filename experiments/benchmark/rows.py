@@ -19,9 +19,10 @@ from experiments.benchmark.steps import PER_EXAMPLE, RATES, STEPS, Network, obje
 OURS, REFERENCE = "jaxconv", "jax.grad"
 PEERS = ("flax", "torch")
 RULES = {OURS: "fast", REFERENCE: "autodiff"}
-# How far two columns may be apart: a few roundings; of the whole gradient of a deep network, many.
+# How far two columns may be apart: a few roundings. In the whole gradient of a deep network there are many, and they
+# put one ReLU in a million on the other side of its kink, which alone moves a gradient by a thousandth.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
-DEEP = 10
+DEEP_TOLERANCE = {"float32": 1e-2, "bfloat16": 6e-1, "float16": 8e-2}
 
 
 class Setting(NamedTuple):
@@ -33,7 +34,7 @@ class Setting(NamedTuple):
     def tolerance(self, deep: bool) -> float:
         # On a GPU float32 is multiplied with the 10 bits of TensorFloat-32.
         tf32 = self.dtype == "float32" and jax.default_backend() != "cpu"
-        return (4e-3 if tf32 else TOLERANCE[self.dtype]) * (DEEP if deep else 1)
+        return (40 if tf32 else 1) * (DEEP_TOLERANCE if deep else TOLERANCE)[self.dtype]
 
 
 @dataclass(frozen=True)

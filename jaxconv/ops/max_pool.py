@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
-from jaxconv.ops.pool import at_tap, pool_geometry
+from jaxconv.ops.pool import at_tap, from_tiles, per_tile, pool_geometry, tap_shape, tiles
 from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers
 
 
@@ -48,7 +49,13 @@ def _take(x: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
 
 
 def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
-    """dx[n, s·p + d·k − lo, c] += g[n, p, c] where window p remembers tap k: masks and padding, no scatter."""
+    """dx[n, s·p + d·k − lo, c] += g[n, p, c] where window p remembers tap k: masks and padding, no scatter.
+
+    Windows side by side share no input: one mask over (window, tap), and a reshape.
+    """
+    if tiles(static):
+        number = np.arange(math.prod(static.taps), dtype=winner.dtype).reshape(tap_shape(static))
+        return from_tiles(jnp.where(per_tile(winner, static) == number, per_tile(g, static), 0), static)
     dx = None
     for number, tap in enumerate(forward.taps(static)):
         own = jnp.where(winner == number, wide(g), 0)

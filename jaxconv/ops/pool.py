@@ -24,8 +24,39 @@ def _window_sum(x: jax.Array, static: Geometry) -> jax.Array:
     return forward.window_sum(x, static)
 
 
+def tiles(geometry: Geometry) -> bool:
+    """Whether the windows lie side by side, so that giving each its part of the input is a reshape."""
+    return geometry.stride == geometry.taps and max(geometry.dilation, default=1) == 1
+
+
+def per_tile(a: jax.Array, geometry: Geometry) -> jax.Array:
+    """One element per window with an axis of size 1 behind each spatial axis, to broadcast over the window's taps."""
+    return lax.expand_dims(a, [axis + i + 1 for i, axis in enumerate(geometry.layout.y[2:])])
+
+
+def tap_shape(geometry: Geometry) -> list[int]:
+    """The shape of something that depends on the tap alone, to broadcast against `per_tile`."""
+    shape = [1] * (2 + 2 * geometry.rank)
+    shape[geometry.layout.y[2] + 1 : geometry.layout.y[2] + 2 * geometry.rank : 2] = geometry.taps
+    return shape
+
+
+def from_tiles(a: jax.Array, geometry: Geometry) -> jax.Array:
+    """Windows side by side, (window, tap) for each spatial axis, as the input they were cut from."""
+    first = geometry.layout.y[2]
+    pairs = [(first + 2 * i, n) for i, n in enumerate(geometry.axes)]
+    shape = [*a.shape[:first], *(n.out * n.k for _, n in pairs), *a.shape[first + 2 * len(pairs) :]]
+    config = [(0, 0, 0)] * len(shape)
+    for axis, n in zip(geometry.layout.x[2:], geometry.axes, strict=True):
+        config[axis] = (-n.lo, n.n + n.lo - n.out * n.k, 0)
+    return lax.pad(a.reshape(shape), jnp.zeros((), a.dtype), config)
+
+
 def _spread(g: jax.Array, static: Geometry) -> jax.Array:
-    """The transpose of a window sum: the full window sum of the dilated δ."""
+    """The transpose of a window sum: the full window sum of the dilated δ; side by side, each δ all over its window."""
+    if tiles(static):
+        each = per_tile(g, static)
+        return from_tiles(jnp.broadcast_to(each, np.broadcast_shapes(each.shape, tap_shape(static))), static)
     config = [(0, 0, 0)] * g.ndim
     for axis, a in zip(static.layout.y[2:], static.axes, strict=True):
         # Without an output there is nothing to spread: the padding alone makes up the input.

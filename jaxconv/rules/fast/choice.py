@@ -1,7 +1,7 @@
 """Which formulation each map takes, and why: pure functions of platform, dtype and sizes.
 
 A choice other than "lax" is one that was measured to be faster, on the platform it is made for; the figures stand in
-`experiments/results/benchmark_cpu.json`. So far that platform is the CPU. Anywhere else the only choice is the exact
+`experiments/results/benchmark.json`. So far that platform is the CPU. Anywhere else the only choice is the exact
 one: a layer without spatial axes is a matrix product.
 """
 
@@ -30,6 +30,7 @@ class Choice(NamedTuple):
 
 
 EMPTY = Choice("lax", "there is nothing to compute")
+UNKNOWN = Choice("lax", "a size is symbolic")
 ELSEWHERE = Choice("lax", "on this platform nothing else has been measured to be faster")
 UNBEATEN = Choice("lax", "nothing that was tried is faster here")
 DENSE = Choice("product", "no spatial axes: a matrix product")
@@ -38,10 +39,12 @@ PADDED_X = "a padded copy of x"
 
 def _anywhere(platform: str | None, geometry: Geometry, *sizes: int) -> Choice | None:
     """The choice that does not depend on which of the maps it is for, if there is one."""
+    if geometry.rank == 0 and 0 not in sizes:
+        return DENSE
+    if not all(isinstance(size, int) for size in (*sizes, *geometry.spatial)):
+        return UNKNOWN
     if 0 in (*sizes, *geometry.spatial, *geometry.out):
         return EMPTY
-    if geometry.rank == 0:
-        return DENSE
     return ELSEWHERE if platform != "cpu" else None
 
 
