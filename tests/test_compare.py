@@ -45,7 +45,7 @@ def test_a_function_races_its_automatic_gradient(report: Comparison) -> None:
 
 
 def test_counts_are_those_of_the_programs(report: Comparison) -> None:
-    """Ours convolves twice and takes one product of patches; its pool neither selects nor scatters, and keeps a byte."""
+    """Ours convolves twice and multiplies patches once; its pool neither selects nor scatters, and keeps a byte."""
     ours, theirs = report.contestants
     assert tuple(ours.operations) == OPERATIONS
     assert theirs.operations["convolution"] == 3 and theirs.operations["dot"] == 0

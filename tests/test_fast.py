@@ -48,7 +48,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patches: {"WHOLE": 0, "LEAST": 30, "MOST": 60},
         shifts: {"READS": 3, "TILE": 12, "UNROLLED": 2},
         blocks: {"WIDTH": 6},
-        choice: {"TERMS": 17},
+        choice: {"TERMS": 17, "TURNED_TERMS": 17},
     }.items():
         for name, value in limits.items():
             monkeypatch.setattr(module, name, value)

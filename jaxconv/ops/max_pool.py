@@ -54,8 +54,8 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     Windows side by side share no input: one mask over (window, tap), and a reshape.
     """
     if tiles(static):
-        number = np.arange(math.prod(static.taps), dtype=winner.dtype).reshape(tap_shape(static))
-        return from_tiles(jnp.where(per_tile(winner, static) == number, per_tile(g, static), 0), static)
+        every = np.arange(math.prod(static.taps), dtype=winner.dtype).reshape(tap_shape(static))
+        return from_tiles(jnp.where(per_tile(winner, static) == every, per_tile(g, static), 0), static)
     dx = None
     for number, tap in enumerate(forward.taps(static)):
         own = jnp.where(winner == number, wide(g), 0)

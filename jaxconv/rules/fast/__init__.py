@@ -16,6 +16,7 @@ for its own convolutions. Where nothing beats `lax`, `lax` it is: the formulas o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,8 +44,9 @@ class _Maps:
     def lax_options(self) -> dict[str, Any]:
         return {"preferred_element_type": self.dtype, "precision": self.precision}
 
-    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-        match choice.conv(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], w.shape[-1]).formulation:
+    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry, turned: bool = False) -> jax.Array:
+        sizes = x.shape[0], x.shape[-1], w.shape[-1]
+        match choice.conv(self.platform, x.dtype, geometry, *sizes, turned=turned).formulation:
             case "product":
                 return products.conv(x, w, geometry, **self.options)
             case "shifts":
@@ -52,7 +54,7 @@ class _Maps:
             case "blocks":
                 return blocks.conv(x, w, geometry, self.conv)
             case "phases":
-                return phases.conv(x, w, geometry, self.conv)
+                return phases.conv(x, w, geometry, partial(self.conv, turned=turned))
             case "merged phases":
                 return phases.merged(x, w, geometry, self.conv)
         return forward.conv(x, w, geometry, **self.lax_options)
@@ -65,8 +67,8 @@ class _Maps:
             case "fold":
                 return folds.input_grad(g, w, geometry, **self.options)
             case "full":
-                turned = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
-                return self.conv(g, turned, geometry.full())
+                kernel = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
+                return self.conv(g, kernel, geometry.full(), turned=True)
         return rotated.input_grad(g, w, geometry, **self.lax_options)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:

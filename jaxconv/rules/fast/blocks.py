@@ -58,7 +58,8 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, dense: Dense) ->
     """The diagonal of one dense kernel gradient per block of groups."""
     m = merged(geometry, max(x.shape[-1], g.shape[-1]) // geometry.groups)
     blocks = geometry.groups // m
-    dw = lax.map(lambda block: dense(*block, geometry.with_groups(1)), (_split(x, blocks), _split(g, blocks)))
+    one = geometry.with_groups(1)
+    dw = lax.map(lambda block: dense(block[0], block[1], one), (_split(x, blocks), _split(g, blocks)))
     dw = dw.reshape(*dw.shape[:-2], m, dw.shape[-2] // m, m, dw.shape[-1] // m)  # (block, *taps, i, c, j, o)
     dw = jnp.moveaxis(jnp.diagonal(dw, axis1=-4, axis2=-2), -1, -2)  # (block, *taps, c, i, o)
     return _joined(dw.reshape(*dw.shape[:-2], -1))

@@ -15,6 +15,8 @@ from jaxconv.rules.fast import patches, products, shifts
 
 # The most terms per output that are worth adding up one by one rather than multiplied as matrices.
 TERMS = 80
+# The same where the kernel has been turned around, as it is for an input gradient: XLA turns it again for each term.
+TURNED_TERMS = 40
 # A product with so few columns runs far below the speed of a wide one.
 FEW = 4
 # A kernel gradient this large costs more to add up than the patches of a step cost to multiply.
@@ -48,8 +50,10 @@ def _anywhere(platform: str | None, geometry: Geometry, *sizes: int) -> Choice |
     return ELSEWHERE if platform != "cpu" else None
 
 
-def conv(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> Choice:
-    """The formulation of `conv` on `batch` examples with `inputs` channels."""
+def conv(
+    platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int, turned: bool = False
+) -> Choice:
+    """The formulation of `conv` on `batch` examples with `inputs` channels; `turned`: it is an input gradient."""
     del dtype
     if general := _anywhere(platform, geometry, batch, inputs, outputs):
         return general
@@ -69,9 +73,9 @@ def conv(platform: str | None, dtype: Any, geometry: Geometry, batch: int, input
     if per_group == 1:
         holds = "nothing" if shifts.few(geometry) else PADDED_X
         return Choice("shifts", "one channel per group: there is no sum over channels", holds)
-    terms = per_group * math.prod(geometry.taps)
-    if terms <= TERMS:
-        return Choice("shifts", f"{terms} <= {TERMS} terms per output are faster added than multiplied", PADDED_X)
+    terms, most = per_group * math.prod(geometry.taps), TURNED_TERMS if turned else TERMS
+    if terms <= most:
+        return Choice("shifts", f"{terms} <= {most} terms per output are faster added than multiplied", PADDED_X)
     return Choice("blocks", "a few groups at a time make a dense convolution", "one block of x and of y")
 
 
@@ -81,12 +85,14 @@ def input_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int,
         return general
     if geometry.groups == 1 and max(geometry.input_dilation) == 1:
         if products.disjoint(geometry):
-            return Choice("product", "windows do not overlap: δ · Wᵀ is a reshaped dx", "dx once more")
+            if products.gapless(geometry):
+                return Choice("product", "windows tile x: δ · Wᵀ is a reshaped dx", "dx once more")
+            return UNBEATEN
         columns = math.prod(geometry.taps) * inputs
         if columns <= 2 * outputs:
             why = f"{columns} columns of Wᵀ <= 2 · {outputs} of δ: multiply, then add where windows overlap"
             return Choice("fold", why, f"the products, {columns} / {outputs} times δ")
-    inner = conv(platform, dtype, geometry.full(), batch, outputs, inputs)
+    inner = conv(platform, dtype, geometry.full(), batch, outputs, inputs, turned=True)
     if inner.formulation == "lax":
         return inner
     return Choice("full", f"the full convolution of δ, by {inner.formulation}: {inner.why}", inner.holds)

@@ -72,9 +72,15 @@ def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
         most = min(max(x.size // 4, LEAST), MOST)
     row = math.prod(geometry.out[1:]) * math.prod(geometry.taps) * c
     if row * first > most:
-        blocks = -(-first // max(most // row, 1))
-        return 1, -(-first // blocks)
-    return next(d for d in range(min(n, most // (row * first)), 0, -1) if n % d == 0), first
+        rows = max(most // row, 1)
+        even = _divisor(first, rows)  # needs no rows to fill up the last block
+        return 1, even if 2 * even > rows else -(-first // -(-first // rows))
+    return _divisor(n, most // (row * first)), first
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is at most `most`."""
+    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
 
 
 def _at(x: jax.Array, tap: tuple[int, ...], counts: tuple[int, ...], geometry: Geometry) -> jax.Array:

@@ -92,7 +92,9 @@ def merged(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.
     Every phase gets the taps that any of them meets, zeros where it does not. For a product too narrow to be fast,
     the few outputs of a phase, that is cheaper than being narrow. One group.
     """
-    taps, padding, dilations = [], [], []
+    taps: list[int] = []
+    padding: list[tuple[int, int]] = []
+    dilations: list[int] = []
     for axis, a in enumerate(geometry.axes):
         every = [phase(a, r) for r in range(a.input_dilation)]
         met = [p for p in every if p is not None]

@@ -29,6 +29,11 @@ def disjoint(geometry: Geometry) -> bool:
     return all((a.stride >= a.span or a.out == 1) and a.input_dilation == 1 for a in geometry.axes)
 
 
+def gapless(geometry: Geometry) -> bool:
+    """Whether disjoint windows also leave no input between them."""
+    return all(a.stride == a.span or a.out == 1 for a in geometry.axes)
+
+
 def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
     """y = X · W."""
     y = _product(windows(x, geometry), _grouped(w, geometry), (2, 1), dtype, precision)

@@ -98,7 +98,8 @@ class _Rows:
         self.axis = max(last - 1, 0)  # the axis whose rows are unrolled
         self.unit = 1 if last else min(out[0], max(TILE // self.channels, 1))
         rows = -(-out[self.axis] // self.unit)
-        self.blocks = max(rows // READS, 1)
+        even = next((d for d in range(READS, 3 * READS) if rows % d == 0), None)  # no rows to fill up the last block
+        self.blocks = max(rows // READS, 1) if even is None else rows // even
         self.rows = -(-rows // self.blocks)
         self.examples = min(x.shape[0], -(-READS // self.rows))
         groups = -(-x.shape[0] // self.examples)
@@ -167,7 +168,7 @@ class _Rows:
                     start, stride = [*start, at * s + tap[a] * d], [*stride, s]
                     limit = [*limit, start[-1] + (count - 1) * s + 1]
                     g_start, g_limit = [*g_start, at], [*g_limit, at + count]
-                a = lax.slice(x, [*start, 0], [*limit, self.channels], [*stride, 1])
-                b = lax.slice(g, [*g_start, 0], [*g_limit, self.channels])
-                products.append((a.astype(self.dtype) * b.astype(self.dtype)).reshape(-1, self.channels))
+                read = lax.slice(x, [*start, 0], [*limit, self.channels], [*stride, 1])
+                delta = lax.slice(g, [*g_start, 0], [*g_limit, self.channels])
+                products.append((read.astype(self.dtype) * delta.astype(self.dtype)).reshape(-1, self.channels))
         return products
