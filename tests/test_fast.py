@@ -30,6 +30,7 @@ ALL = [
     Case((3, 3, 9, 4, 2), (2, 3, 2, 1, 2), {"groups": 2, "stride": (1, 2, 1), "dilation": (1, 1, 2)}),
     Case((3, 9, 7, 12), (3, 2, 3, 8), {"groups": 4, "stride": (2, 1)}),
     Case((2, 5, 6, 6), (3, 3, 2, 6), {"groups": 3, "input_dilation": (2, 1), "dilation": (1, 3)}),
+    Case((2, 5, 4, 4), (4, 3, 2, 4), {"groups": 2, "input_dilation": (3, 2), "dilation": (2, 3), "padding": 3}),
     Case((2, 4, 3, 5, 4), (2, 1, 2, 2, 6), {"groups": 2, "input_dilation": (3, 1, 2), "padding": 1}),
     Case((3, 11, 6, 2), (4, 3, 2, 3), {"stride": (3, 2), "dilation": (1, 2), "padding": ((3, 1), (0, 2))}),
     Case((2, 5, 4, 3), (5, 4, 3, 7), {"padding": "VALID"}),  # a kernel as large as its input

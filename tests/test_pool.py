@@ -35,6 +35,8 @@ POOLS = [
     Pool((1, 8, 3), 3, {"stride": 1, "padding": ((2, -1),), "dilation": 2}),
     Pool((2, 3, 2), 2, {"stride": 1, "padding": 3}),  # windows of nothing but padding
     Pool((2, 6, 4, 2), 2, {}),
+    Pool((2, 7, 6, 2), (2, 3), {"padding": ((1, 0), (-1, 2))}),  # side by side, padded and cropped
+    Pool((1, 4, 5, 4, 2), (2, 1, 3), {"padding": "SAME", "layout": "NCHW"}),
     Pool((2, 5, 6, 2), 3, {"stride": 2, "padding": 1, "layout": "NCHW"}),  # overlapping
     Pool((2, 5, 6, 2), (3, 2), {"stride": (2, 3), "padding": "SAME_LOWER"}),
     Pool((2, 6, 5, 2), (2, 3), {"stride": 1, "padding": ((0, 1), (-1, 2)), "dilation": (2, 1), "layout": "NCHW"}),

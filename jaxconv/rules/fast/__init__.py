@@ -11,6 +11,9 @@
 
 Formulations work channels-last and on unflipped kernels; other layouts are transposed here, as XLA's CPU backend does
 for its own convolutions. Where nothing beats `lax`, `lax` it is: the formulas of `rotated`.
+
+Numbers that are not finite: a NaN or an infinity is multiplied by zeros here that `lax` never sees (those of merged
+groups and merged phases, and of rows that fill up a step), and may turn up in more entries of the result than there.
 """
 
 from __future__ import annotations
