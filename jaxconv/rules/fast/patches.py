@@ -7,9 +7,9 @@ Write the inputs that window p reads as one row of a matrix X, (n·p) × (k·c).
 a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan builds
 the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
-Measured: 1.4 to 3.4. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap 0.9,
-a plain convolution of x and δ transposed 0.5, X · gᵀ for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps: 0.5, so
-`lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
+Measured: 1.4 to 3.4. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap
+0.9, a plain convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps:
+0.5, so `lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
 
 Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group, at least one spatial axis.
 """

@@ -10,8 +10,8 @@ kernel. The e results are interleaved. Along several axes the classes multiply.
 
 This is the input gradient of a strided layer, and so the transposed convolution: e is the layer's stride.
 
-Measured: depthwise, stride 2, 229; merged, 7×7 to 3 channels, 2.8. Tried for dense kernels, which are `lax`'s: 0.8 to 1.3
-with 3 taps and stride 2, 1.0 to 1.2 with 4 taps, merged 0.6 to 0.9: XLA's CPU convolution skips the zeros itself.
+Measured: depthwise, stride 2, 229; merged, 7×7 to 3 channels, 2.8. Tried for dense kernels, which are `lax`'s: 0.8 to
+1.3 with 3 taps and stride 2, 1.0 to 1.2 with 4 taps, merged 0.6 to 0.9: XLA's CPU convolution skips the zeros itself.
 
 Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o) -> (n, *out, o).
 """

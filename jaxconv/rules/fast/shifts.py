@@ -9,9 +9,9 @@ The first is one fused multiply-add per tap. A few channels per group are that m
 the first channel of every group, the second, and so on. The kernel gradient is the same product as the first, summed
 over positions rather than taps; what decides its speed is that the sums stay vectors along (w, o) until the very end.
 
-Measured: depthwise forward 35 to 203, input gradient 33 to 287, kernel gradient 4.9 to 37; 32 groups of 8 forward 4.3.
-Tried for the kernel gradient of 8×56²×96, 7×7, where this takes 29 to 37: one reduction per tap 4.3 (every product is
-written: 441 MB), example by example 6.4, a product of patches per channel 5.7.
+Measured: depthwise forward 35 to 203, input gradient 33 to 287, kernel gradient 4.9 to 37; 32 groups of 8 forward
+4.3. Tried for the kernel gradient of 8×56²×96, 7×7, where this takes 29 to 37: one reduction per tap 4.3 (every
+product is written: 441 MB), example by example 6.4, a product of patches per channel 5.7.
 
 Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o), y and g (n, *out, o); m = o // groups.
 """
