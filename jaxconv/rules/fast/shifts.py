@@ -88,6 +88,11 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, p
     return _Rows(x, g, geometry, dtype).kernel_grad()
 
 
+def _divisor(n: int, least: int) -> int | None:
+    """A divisor of n not far above `least`: steps of that size need nothing to fill up the last one."""
+    return next((d for d in range(least, 3 * least) if n % d == 0), None)
+
+
 class _Rows:
     """The sum over (n, p), cut into steps of at least `READS` rows that share one accumulator per tap.
 
@@ -102,10 +107,11 @@ class _Rows:
         self.axis = max(last - 1, 0)  # the axis whose rows are unrolled
         self.unit = 1 if last else min(out[0], max(TILE // self.channels, 1))
         rows = -(-out[self.axis] // self.unit)
-        even = next((d for d in range(READS, 3 * READS) if rows % d == 0), None)  # no rows to fill up the last block
+        even = _divisor(rows, READS)
         self.blocks = max(rows // READS, 1) if even is None else rows // even
         self.rows = -(-rows // self.blocks)
-        self.examples = min(x.shape[0], -(-READS // self.rows))
+        enough = -(-READS // self.rows)
+        self.examples = _divisor(x.shape[0], enough) or min(x.shape[0], enough)
         groups = -(-x.shape[0] // self.examples)
         self.grid = (groups, *out[: self.axis], self.blocks)
 
