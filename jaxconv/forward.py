@@ -110,6 +110,16 @@ def tap_slice(x: jax.Array, tap: Sequence[int], geometry: Geometry) -> jax.Array
     return lax.slice(x, start, limit, stride)
 
 
+def at_tap(g: jax.Array, tap: Sequence[int], geometry: Geometry) -> jax.Array:
+    """The transpose of reading one tap: g[p] placed at input position s·p + d·k − lo."""
+    config = [(0, 0, 0)] * g.ndim
+    for axis, j, a in zip(geometry.layout.x[2:], tap, geometry.axes, strict=True):
+        low = j * a.dilation - a.lo
+        reach = (a.out - 1) * a.stride + 1 if a.out else 0
+        config[axis] = (low, a.n - low - reach, a.stride - 1)
+    return lax.pad(g, jnp.zeros((), g.dtype), config)
+
+
 def reduce_window(x: jax.Array, geometry: Geometry, fill: Any, op: Any) -> jax.Array:
     def full(values: Sequence[Any], rest: Any) -> tuple[Any, ...]:
         result = [rest] * x.ndim

@@ -1,6 +1,6 @@
 """Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
 
-from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, placed
+from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, largest_divisor, placed
 from jaxconv.geometry.resolve import (
     check_layout,
     conv_geometry,
@@ -22,6 +22,7 @@ __all__ = [
     "conv_geometry",
     "conv_transpose_geometry",
     "integer",
+    "largest_divisor",
     "names",
     "per_axis",
     "placed",

@@ -159,6 +159,11 @@ class Geometry:
         return tuple(axis.kernel_grad_padding for axis in self.axes)
 
 
+def largest_divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is at most `most`."""
+    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
+
+
 def placed(spec: Sequence[int], first: int, second: int, rest: Sequence[int]) -> tuple[int, ...]:
     """Sizes (batch, channel, *spatial), or (out, in, *taps), put where the layout wants them."""
     shape = dict(zip(spec, (first, second, *rest), strict=True))

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
-from jaxconv.ops.pool import at_tap, from_tiles, per_tile, pool_geometry, tap_shape, tiles
+from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
 from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers
 
 
@@ -59,7 +59,7 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     dx = None
     for number, tap in enumerate(forward.taps(static)):
         own = jnp.where(winner == number, wide(g), 0)
-        placed = at_tap(own, tap, static)
+        placed = forward.at_tap(own, tap, static)
         dx = placed if dx is None else dx + placed
     assert dx is not None
     return dx.astype(g.dtype)

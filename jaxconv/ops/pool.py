@@ -97,16 +97,6 @@ _AVG_POOL = Rule(
 )
 
 
-def at_tap(g: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """The transpose of reading one tap: g[p] placed at input position s·p + d·k − lo."""
-    config = [(0, 0, 0)] * g.ndim
-    for axis, j, a in zip(geometry.layout.x[2:], tap, geometry.axes, strict=True):
-        low = j * a.dilation - a.lo
-        reach = (a.out - 1) * a.stride + 1 if a.out else 0
-        config[axis] = (low, a.n - low - reach, a.stride - 1)
-    return lax.pad(g, jnp.zeros((), g.dtype), config)
-
-
 def _lp_slopes(p: float, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """∂y/∂x = y^(1−p) · |x|^(p−1) sign x, as a factor per window and one per element; 0 at 0."""
     x, y = wide(x), wide(y)

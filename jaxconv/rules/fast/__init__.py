@@ -59,9 +59,9 @@ class _Maps:
             case "shifts":
                 return shifts.conv(x, w, geometry, **self.options)
             case "blocks":
-                return blocks.conv(x, w, geometry, self.conv)
+                return blocks.conv(x, w, geometry, self.conv, self.dtype)
             case "phases":
-                return phases.conv(x, w, geometry, partial(self.conv, turned=turned))
+                return phases.conv(x, w, geometry, partial(self.conv, turned=turned), self.dtype)
             case "merged phases":
                 return phases.merged(x, w, geometry, self.conv)
         return forward.conv(x, w, geometry, **self.lax_options)
@@ -91,10 +91,13 @@ class _Maps:
         return rotated.kernel_grad(x, g, geometry, **self.lax_options)
 
 
-def _maps(platform: str | None, dtype: Any, precision: Any, wanted: Any) -> _Maps:
-    """Sums are carried in float32 or wider, and at least as wide as the result."""
+def _maps(
+    platform: str | None, dtype: Any, precision: Any = None, preferred_element_type: Any = None
+) -> tuple[_Maps, Any]:
+    """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
+    wanted = preferred_element_type or dtype
     with jax.numpy_dtype_promotion("standard"):
-        return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted or dtype), precision)
+        return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted), precision), wanted
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
@@ -113,62 +116,42 @@ def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
     return a.transpose([order.index(axis) for axis in range(a.ndim)]).astype(dtype)
 
 
-def conv(
-    x: jax.Array,
-    w: jax.Array,
-    geometry: Geometry,
-    *,
-    platform: str | None = None,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> jax.Array:
-    """∂T/∂g; see `forward.conv`. Without a platform: what every platform runs well."""
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any) -> jax.Array:
+    """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
     layout = geometry.layout
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
     if choice.conv(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return forward.conv(x, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
-    maps = _maps(platform, x.dtype, precision, preferred_element_type)
+        return forward.conv(x, w, geometry, **options)
+    maps, dtype = _maps(platform, x.dtype, **options)
     y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
     n, o, *spatial = layout.y
-    return _restored(y, (n, *spatial, o), preferred_element_type or x.dtype)
+    return _restored(y, (n, *spatial, o), dtype)
 
 
 def input_grad(
-    g: jax.Array,
-    w: jax.Array,
-    geometry: Geometry,
-    *,
-    platform: str | None = None,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
 ) -> jax.Array:
     """∂T/∂x; see `rotated.input_grad`."""
     layout = geometry.layout
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
     if choice.input_grad(platform, g.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.input_grad(g, w, geometry, precision=precision, preferred_element_type=preferred_element_type)
-    maps = _maps(platform, g.dtype, precision, preferred_element_type)
+        return rotated.input_grad(g, w, geometry, **options)
+    maps, dtype = _maps(platform, g.dtype, **options)
     dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
     n, c, *spatial = layout.x
-    return _restored(dx, (n, *spatial, c), preferred_element_type or g.dtype)
+    return _restored(dx, (n, *spatial, c), dtype)
 
 
 def kernel_grad(
-    x: jax.Array,
-    g: jax.Array,
-    geometry: Geometry,
-    *,
-    platform: str | None = None,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
 ) -> jax.Array:
     """∂T/∂w; see `rotated.kernel_grad`."""
     layout = geometry.layout
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
     if choice.kernel_grad(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.kernel_grad(x, g, geometry, precision=precision, preferred_element_type=preferred_element_type)
-    maps = _maps(platform, x.dtype, precision, preferred_element_type)
+        return rotated.kernel_grad(x, g, geometry, **options)
+    maps, dtype = _maps(platform, x.dtype, **options)
     dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())
     o, c, *taps = layout.w
-    dw = _restored(dw, (*taps, c, o), preferred_element_type or x.dtype)
+    dw = _restored(dw, (*taps, c, o), dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw

@@ -19,12 +19,13 @@ Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o), y and g
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Geometry, largest_divisor
 
 # Channels of one block. Measured with 4, 8 and 32 channels per group.
 WIDTH = 16
@@ -34,12 +35,11 @@ Dense = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
 def merged(geometry: Geometry, channels: int) -> int:
     """How many groups of so many channels make a block: a divisor of the groups."""
-    most = max(WIDTH // channels, 1)
-    return next(m for m in range(min(geometry.groups, most), 0, -1) if geometry.groups % m == 0)
+    return largest_divisor(geometry.groups, max(WIDTH // channels, 1))
 
 
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Array:
-    """One dense convolution per block of groups, each written into its channels of y."""
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense, dtype: Any) -> jax.Array:
+    """One dense convolution (in `dtype`) per block of groups, each written into its channels of y."""
     (*_, inputs, outputs), m = w.shape, merged(geometry, w.shape[-2])
     blocks = geometry.groups // m
     kernels = jnp.moveaxis(w.reshape(*w.shape[:-1], blocks, m, -1), -3, 0)  # (block, *taps, c, j, o)
@@ -53,8 +53,7 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Ar
         part = lax.dynamic_slice_in_dim(x, index * m * inputs, m * inputs, -1)
         return lax.dynamic_update_slice_in_dim(y, dense(part, kernel, one), index * kernel.shape[-1], -1), None
 
-    like = jax.eval_shape(lambda x, w: dense(x, w, one), x[..., : m * inputs], kernels[0])
-    y = jnp.zeros((x.shape[0], *geometry.out, outputs), like.dtype)
+    y = jnp.zeros((x.shape[0], *geometry.out, outputs), dtype)
     return lax.scan(step, y, (jnp.arange(blocks), kernels))[0]
 
 

@@ -19,10 +19,9 @@ import operator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import taps
+from jaxconv.forward import at_tap, taps
 from jaxconv.geometry import Geometry
 
 
@@ -33,13 +32,4 @@ def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, pr
         preferred_element_type=dtype,
     ).reshape(*g.shape[:-1], *w.shape[:-1])  # fmt: skip
     every = (slice(None),) * (g.ndim - 1)
-    return functools.reduce(operator.add, (_placed(z[*every, *tap], tap, geometry) for tap in taps(geometry)))
-
-
-def _placed(z: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """z[p] at input position s·p + d·k − lo, zeros elsewhere."""
-    around = []
-    for j, a in zip(tap, geometry.axes, strict=True):
-        low = j * a.dilation - a.lo
-        around.append((low, a.n - low - (a.out - 1) * a.stride - 1, a.stride - 1))
-    return lax.pad(z, jnp.zeros((), z.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    return functools.reduce(operator.add, (at_tap(z[*every, *tap], tap, geometry) for tap in taps(geometry)))

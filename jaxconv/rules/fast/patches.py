@@ -17,14 +17,15 @@ Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import padded, taps
-from jaxconv.geometry import Geometry
+from jaxconv.forward import padded, tap_slice, taps
+from jaxconv.geometry import Geometry, largest_divisor
 
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21
@@ -38,7 +39,7 @@ def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
 
 def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
     """dWᵀ += gᵀ · X for the patches X of a few rows or examples at a time."""
-    (n, *_, c), outputs, (first, *rest) = x.shape, g.shape[-1], geometry.out
+    (n, *_, c), outputs, first = x.shape, g.shape[-1], geometry.out[0]
     columns = math.prod(geometry.taps) * c
     examples, rows = _step(x, geometry)
     blocks = -(-first // rows)
@@ -51,13 +52,14 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, p
         read, jnp.zeros((), x.dtype), [(0, 0, 0), (0, reach - read.shape[1], 0), *[(0, 0, 0)] * (x.ndim - 2)]
     )
     high = (rows - 1) * geometry.stride[0] + geometry.span[0]
+    one_step = replace(geometry, spatial=(high, *read.shape[2:-1]), padding=((0, 0),) * geometry.rank)
 
     def step(dw: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
         example, row = index // blocks * examples, index % blocks * rows
         zeros = (0,) * (x.ndim - 2)
         part = lax.dynamic_slice(read, (example, row * geometry.stride[0], *zeros), (examples, high, *read.shape[2:]))
         delta = lax.dynamic_slice(g, (example, row, *zeros), (examples, rows, *g.shape[2:]))
-        patches = jnp.concatenate([_at(part, tap, (rows, *rest), geometry) for tap in taps(geometry)], -1)
+        patches = jnp.concatenate([tap_slice(part, tap, one_step) for tap in taps(geometry)], -1)
         product = lax.dot_general(
             delta.reshape(-1, outputs), patches.reshape(-1, columns), (((0,), (0,)), ((), ())),
             precision=precision, preferred_element_type=dtype,
@@ -77,18 +79,6 @@ def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
     row = math.prod(geometry.out[1:]) * math.prod(geometry.taps) * c
     if row * first > most:
         rows = max(most // row, 1)
-        even = _divisor(first, rows)  # needs no rows to fill up the last block
+        even = largest_divisor(first, rows)  # needs no rows to fill up the last block
         return 1, even if 2 * even > rows else -(-first // -(-first // rows))
-    return _divisor(n, most // (row * first)), first
-
-
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`."""
-    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
-
-
-def _at(x: jax.Array, tap: tuple[int, ...], counts: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """What `tap` reads for the first `counts` outputs of a padded x."""
-    start = [j * d for j, d in zip(tap, geometry.dilation, strict=True)]
-    limit = [a + (count - 1) * s + 1 for a, count, s in zip(start, counts, geometry.stride, strict=True)]
-    return lax.slice(x, [0, *start, 0], [x.shape[0], *limit, x.shape[-1]], [1, *geometry.stride, 1])
+    return largest_divisor(n, most // (row * first)), first

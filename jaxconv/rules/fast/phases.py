@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,10 +74,9 @@ def part(which: tuple[Phase, ...], geometry: Geometry) -> Geometry:
     )
 
 
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Array:
-    """The phases of y, each computed by `dense`, interleaved."""
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense, dtype: Any) -> jax.Array:
+    """The phases of y, each computed by `dense` (in `dtype`), interleaved."""
     lengths = [-(-a.out // a.input_dilation) for a in geometry.axes]
-    like = jax.eval_shape(lambda x, w: dense(x, w, _undilated(geometry)), x, w)
     results = []
     for which in phases(geometry):
         met = tuple(p for p in which if p is not None)
@@ -85,7 +84,7 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, dense: Dense) -> jax.Ar
             kernel = w[tuple(slice(p.first, None, p.step) for p in met)]
             results.append(dense(x, kernel, part(met, geometry)))
         else:
-            results.append(jnp.zeros((x.shape[0], *lengths, w.shape[-1]), like.dtype))
+            results.append(jnp.zeros((x.shape[0], *lengths, w.shape[-1]), dtype))
     return _interleaved(jnp.stack(results), geometry)
 
 
