@@ -1,0 +1,1 @@
+"""A convolution explained: its numbers, its formulas and its page."""

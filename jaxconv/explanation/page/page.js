@@ -1,0 +1,610 @@
+/* The page: what algebra.js computes, drawn, pointed at and stepped through. */
+
+const MAPS = ["forward", "input_grad", "kernel_grad"];
+const MOST_CHANNELS = 6;
+const SPATIAL = ["height", "width"];
+const FIELDS = [
+  { name: "n", label: "size", least: 1, most: 12 },
+  { name: "k", label: "kernel", least: 1, most: 5 },
+  { name: "s", label: "stride", least: 1, most: 4 },
+  { name: "d", label: "dilation", least: 1, most: 3 },
+  { name: "i", label: "input dilation", least: 1, most: 3 },
+  { name: "lo", label: "padding", least: -3, most: 5 },
+  { name: "hi", label: "padding", least: -3, most: 5 },
+];
+const CHANNELS = [
+  { name: "groups", label: "groups", least: 1, most: 3 },
+  { name: "inputs", label: "inputs per group", least: 1, most: 2 },
+  { name: "outputs", label: "outputs per group", least: 1, most: 2 },
+];
+
+const $ = (id) => document.getElementById(id);
+const start = JSON.parse($("start").textContent);
+
+let state = { ...start, each: isUneven(start.axes), flip: true, map: "input_grad", chosen: null };
+let scene = null; // what `compute` made of the state
+let pointed = null; // the entry under the pointer, shown in place of the chosen one
+let timer = null;
+
+/* Words and numbers */
+
+const signed = (value) => (value < 0 ? `−${-value}` : `${value}`);
+const factor = (value) => (value < 0 ? `(${signed(value)})` : signed(value));
+const pair = ([lo, hi]) => `(${signed(lo)}, ${signed(hi)})`;
+const added = (value) => (value < 0 ? `− ${-value}` : `+ ${value}`);
+const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+
+/** "∂x[0,1,2,0]": an entry as the library indexes it, in the layout of the geometry. */
+function entryName(array, key) {
+  const index = key.split(",");
+  if (start.layout === "NCHW") {
+    if (SLOT[array] === "w") index.unshift(index.pop(), index.pop());
+    else index.splice(1, 0, index.pop());
+  }
+  return `${SYMBOL[array]}[${index.join()}]`;
+}
+
+const coloured = (array, key) => `<span class="${SLOT[array]}">${entryName(array, key)}</span>`;
+
+/* Controls */
+
+/** Whether one slider for all axes and ends cannot say what these axes are. */
+function isUneven(axes) {
+  return axes.some((axis) => axis.lo !== axis.hi || FIELDS.some(({ name }) => axis[name] !== axes[0][name]));
+}
+
+function slider(id, label, { least, most }, value) {
+  return `<div class="slider"><label for="${id}">${label}</label>
+    <input type="range" id="${id}" min="${Math.min(least, value)}" max="${Math.max(most, value)}" value="${value}">
+    <output for="${id}">${signed(value)}</output></div>`;
+}
+
+function fieldLabel({ name, label }, axis) {
+  const rank = state.axes.length;
+  const end = state.each && (name === "lo" || name === "hi") ? ` ${name}` : "";
+  return `${label}${end}${state.each && rank === 2 ? `, ${SPATIAL[axis]}` : ""}`;
+}
+
+function drawControls() {
+  const axes = state.each ? range(state.axes.length) : [0];
+  const spatial = axes.flatMap((axis) => FIELDS
+    .filter(({ name }) => state.each || name !== "hi")
+    .map((field) => slider(`${field.name}-${axis}`, fieldLabel(field, axis), field, state.axes[axis][field.name])));
+  const channels = CHANNELS.map((field) => slider(field.name, field.label, field, state[field.name]));
+  const toggle = `<div class="toggle"><input type="checkbox" role="switch" id="each"${state.each ? " checked" : ""}>
+    <label for="each">${state.axes.length === 2 ? "each axis on its own" : "each end on its own"}</label></div>`;
+  $("controls").innerHTML = [...spatial, ...channels, toggle].join("");
+}
+
+function readControl({ id, value, checked }) {
+  if (id === "each") return evened({ ...state, each: checked });
+  const number = Number(value);
+  if (CHANNELS.some(({ name }) => name === id)) return { ...state, [id]: number };
+  const [name, axis] = id.split("-");
+  const moved = state.each ? { [name]: number } : name === "lo" ? { lo: number, hi: number } : { [name]: number };
+  return { ...state, axes: state.axes.map((old, a) => (!state.each || a === Number(axis) ? { ...old, ...moved } : old)) };
+}
+
+/** Sliders that move together start from the first axis. */
+function evened(next) {
+  const [first] = next.axes;
+  return next.each ? next : { ...next, axes: next.axes.map(() => ({ ...first, hi: first.lo })) };
+}
+
+/** At most six channels: more groups leave fewer channels to each. */
+function limited(next) {
+  const most = Math.max(1, Math.floor(MOST_CHANNELS / next.groups));
+  return { ...next, inputs: Math.min(next.inputs, most), outputs: Math.min(next.outputs, most) };
+}
+
+/* Numbers of the geometry, recipes */
+
+/** The axes worth a column: one when all are alike. */
+function columnsOf(geometry) {
+  const { shown } = geometry;
+  const alike = shown.length === 2 && FIELDS.every(({ name }) => shown[0][name] === shown[1][name]);
+  return shown.length === 1 || alike ? [{ name: "", at: 1 }] : SPATIAL.map((name, at) => ({ name, at }));
+}
+
+function drawNumbers({ axes, ...geometry }) {
+  const columns = columnsOf({ axes, ...geometry });
+  const row = (name, formula, numbers) => `<div><dt>${name} <span>= ${formula}</span></dt>${columns.map((column) =>
+    `<dd>${column.name ? `<span>${column.name}</span> ` : ""}${numbers(axes[column.at])}</dd>`).join("")}</div>`;
+  const equals = (value, name) => ` = <strong data-number="${name}">${signed(value)}</strong>`;
+  $("numbers").innerHTML = [
+    row("span", "d·(k−1) + 1", (a) => `${a.d}·(${a.k}−1) + 1${equals(a.span, "span")}`),
+    row("slack", "n + lo + hi − span", (a) => slackSum(a) + equals(a.slack, "slack")),
+    row("out", "⌊slack / s⌋ + 1", (a) =>
+      (a.slack < 0 ? "slack &lt; 0" : `⌊${a.slack} / ${a.s}⌋ + 1`) + equals(a.out, "out")),
+    row("unread", "slack mod s", (a) => `${signed(a.slack)} mod ${a.s}${equals(a.unread, "unread")}`),
+  ].join("");
+}
+
+const slackSum = (a) => `${a.length} ${added(a.lo)} ${added(a.hi)} − ${a.span}`;
+
+function drawNotice({ axes, shown, empty }) {
+  const short = axes.filter((axis) => axis.out === 0).map((axis) => {
+    const name = shown.length === 2 ? ` (${SPATIAL[axes.indexOf(axis)]})` : "";
+    return `slack = n + lo + hi − span = ${slackSum(axis)} = ${signed(axis.slack)} < 0${name}`;
+  });
+  $("notice").textContent = `The window does not fit: ${short.join(", ")}. There is no output, and every gradient is 0.`;
+  $("notice").hidden = !empty;
+}
+
+function drawAlarm({ disagreement: wrong }) {
+  $("alarm").hidden = !wrong;
+  $("alarm").textContent = wrong
+    ? `This page is wrong: by its recipe ${entryName(SYMBOL[wrong.array] ? wrong.array : "dx", wrong.key)} = ${signed(wrong.recipe)}, `
+      + `but the sum of its products is ${signed(wrong.sum)}.`
+    : "";
+}
+
+const RECIPE_ROWS = {
+  forward: [["dilate x by", "i"], ["pad x by", "(lo, hi)"], ["spread w by", "d"], ["step", "s"], ["gives y", "out"]],
+  input_grad: [["dilate δ by", "s"], ["pad δ by", "(span−1−lo, span−1−hi+unread)"], ["spread flipped w by", "d"],
+    ["step", "i"], ["gives ∂x", "n"]],
+  kernel_grad: [["dilate x by", "i"], ["pad x by", "(lo, hi−unread)"], ["spread δ by", "s"], ["step", "d"],
+    ["gives ∂w", "k"]],
+};
+
+function drawRecipe(map, recipe, geometry) {
+  const columns = columnsOf(geometry);
+  const rows = ["dilate", "pad", "spread", "step", "gives"].map((name, j) => {
+    const [label, formula] = RECIPE_ROWS[map][j];
+    const said = map === "input_grad" && !state.flip ? label.replace("flipped ", "") : label;
+    const values = columns.map(({ at }) =>
+      `<td class="value" data-number="${name}">${name === "pad" ? pair(recipe.pad[at]) : recipe[name][at]}</td>`);
+    return `<tr><th scope="row">${said}</th><td>${formula}</td>${values.join("")}</tr>`;
+  });
+  const head = columns.length === 1 ? "" : `<thead><tr><td></td><td></td>${columns.map(({ name }) =>
+    `<th scope="col">${name}</th>`).join("")}</tr></thead>`;
+  $(map).querySelector(".recipe").innerHTML = `${head}<tbody>${rows.join("")}</tbody>`;
+}
+
+/* Planes */
+
+/** The cells of a frame along one axis: entries, the zeros between and around them, and what is cropped away. */
+function frameAxis(n, by, [lo, hi], isRead = () => true) {
+  const length = stretched(n, by);
+  const first = Math.min(0, -lo);
+  return range(Math.max(length, length + hi) - first).map((j) => {
+    const at = j + first;
+    return {
+      entry: at >= 0 && at < length && at % by === 0 ? at / by : null,
+      inside: at >= 0 && at < length,
+      framed: at >= -lo && at < length + hi,
+      read: isRead(at + lo),
+    };
+  });
+}
+
+function cell(array, plane, row, column) {
+  const cropped = !(row.framed && column.framed);
+  if (row.entry === null || column.entry === null) {
+    const kind = row.inside && column.inside ? "gap" : cropped ? "" : "padding";
+    const said = { gap: "dilation zero", padding: "padding zero" }[kind];
+    const unread = kind && !cropped && !(row.read && column.read) ? " unread" : "";
+    return kind ? `<td class="cell ${kind}${unread}${cropped ? " cropped" : ""}" aria-label="${said}">0</td>` : "<td></td>";
+  }
+  const value = plane.grid[row.entry][column.entry];
+  const key = keyOf(scene.geometry, plane, row.entry, column.entry);
+  const unread = !cropped && !(row.read && column.read);
+  const truth = array === "dx" && !state.flip ? scene.values.dx[key] : value;
+  const classes = ["cell", SLOT[array], array in { y: 1, dx: 1, dw: 1 } && "result", unread && "unread",
+    cropped && "cropped", value !== truth && "wrong"].filter(Boolean).join(" ");
+  const said = `${entryName(array, key)} = ${signed(value)}${unread ? ", unread" : ""}${cropped ? ", cropped" : ""}${
+    value === truth ? "" : `, wrong: the gradient is ${signed(truth)}`}`;
+  const text = value === truth ? signed(value) : `<del>${signed(value)}</del><ins>${signed(truth)}</ins>`;
+  return `<td class="${classes}" data-array="${array}" data-key="${key}" tabindex="-1" aria-label="${said}">${text}</td>`;
+}
+
+function caption(plane) {
+  const { groups, inputs, outputs } = scene.geometry;
+  const channels = [
+    "c" in plane && groups * inputs > 1 && `c ${plane.c}`, "o" in plane && groups * outputs > 1 && `o ${plane.o}`,
+  ].filter(Boolean).join(", ");
+  return channels && groups > 1 ? `${channels} · group ${plane.group}` : channels;
+}
+
+function drawPlane(array, plane, rows, columns) {
+  const said = caption(plane);
+  const body = rows.map((row) => `<tr>${columns.map((column) => cell(array, plane, row, column)).join("")}</tr>`);
+  return `<figure class="plane" data-c="${plane.c}" data-o="${plane.o}">${said && `<figcaption>${said}</figcaption>`}
+    <div class="grid"><table role="grid" aria-label="${SYMBOL[array]}${said && `, ${said}`}">${body.join("")}</table>
+    <div class="window" hidden></div></div></figure>`;
+}
+
+function drawPart(role, title, array, planes, axes, columns = 1) {
+  const drawn = planes.map((plane) => drawPlane(array, plane, ...axes(plane)));
+  return `<div class="part ${role}"><h3>${title}</h3>
+    <div class="planes" data-planes="${array}" style="--columns: ${columns}">${drawn.join("")}</div></div>`;
+}
+
+/** "δ, dilated and padded". */
+function readTitle({ read, dilate, pad }) {
+  const done = [dilate.some((by) => by > 1) && "dilated", pad.flat().some((by) => by > 0) && "padded",
+    pad.flat().some((by) => by < 0) && "cropped"].filter(Boolean);
+  const said = done.length === 3 ? `${done[0]}, ${done[1]} and ${done[2]}` : done.join(" and ");
+  return `${SYMBOL[read]}${said && `, ${said}`}`;
+}
+
+function kernelTitle(map, recipe) {
+  const spread = recipe.spread.some((by) => by > 1) ? "dilated" : "";
+  const channels = map === "input_grad" && scene.geometry.pairs.length > 1 ? "c and o exchanged" : "";
+  const turned = map !== "input_grad" ? "" : state.flip ? "rotated by 180°" : "not rotated";
+  return [SYMBOL[recipe.kernel], turned, channels, spread].filter(Boolean).join(", ");
+}
+
+/** Kernel planes stand as a matrix: rows are what is made, columns what is summed, so ∂x shows it transposed. */
+function ordered(map, planes) {
+  return map === "input_grad" ? [...planes].sort((a, b) => a.c - b.c || a.o - b.o) : planes;
+}
+
+function drawMap(map) {
+  const { geometry, planes } = scene;
+  const recipe = scene.recipe[map];
+  const turn = map === "input_grad" && state.flip;
+  const spread = (n, axis) => {
+    const cells = frameAxis(n, recipe.spread[axis], [0, 0]);
+    return turn ? [...cells].reverse() : cells;
+  };
+  const plain = ({ grid: a }) => sizes(a).map((n) => frameAxis(n, 1, [0, 0]));
+  const isRead = geometry.axes.map((axis) => {
+    const read = new Set(range(axis.out).flatMap((p) => range(axis.k).map((tap) => axis.s * p + axis.d * tap)));
+    return map === "forward" ? (place) => read.has(place) : () => true;
+  });
+  const frame = ({ grid: a }) => sizes(a).map((n, axis) =>
+    frameAxis(n, recipe.dilate[axis], recipe.pad[axis], isRead[axis]));
+  const result = map === "input_grad" && !state.flip ? planes.unrotated : planes[recipe.result];
+  const resultAxes = (plane) => (map === "input_grad"
+    ? sizes(plane.grid).map((n, axis) => frameAxis(n, 1, [0, 0], (q) => scene.reached[axis].has(q)))
+    : plain(plane));
+  const columns = { forward: geometry.inputs, input_grad: geometry.outputs, kernel_grad: 3 }[map];
+  const drawn = geometry.empty && map !== "forward" ? [] : [
+    drawPart("read", readTitle(recipe), recipe.read, planes[recipe.read], frame),
+    drawPart("kernel", kernelTitle(map, recipe), recipe.kernel, ordered(map, planes[recipe.kernel]),
+      ({ grid: a }) => sizes(a).map(spread), columns),
+  ];
+  const made = geometry.empty && map === "forward" ? '<div class="part"><h3>y: no output</h3></div>'
+    : drawPart("result", SYMBOL[recipe.result], recipe.result, result, resultAxes, map === "kernel_grad" ? geometry.inputs : 2);
+  $(map).querySelector(".drawing").innerHTML = [...drawn, made].join("");
+  drawRecipe(map, recipe, geometry);
+}
+
+/** The widest row of cells, which decides how large a cell can be. */
+function across() {
+  const widths = MAPS.map((map) => {
+    const recipe = scene.recipe[map];
+    const { length: planes, 0: first } = scene.planes[recipe.read];
+    const wide = sizes(first.grid)[1] || 1;
+    return frameAxis(wide, recipe.dilate[1], recipe.pad[1]).length * Math.min(planes, 2) + (planes > 1 ? 1 : 0);
+  });
+  return Math.max(...widths);
+}
+
+function draw() {
+  scene = compute(state);
+  scene.reached = scene.geometry.axes.map((axis) => new Set(meetings(axis).map(({ q }) => q)));
+  drawNumbers(scene.geometry);
+  drawNotice(scene.geometry);
+  drawAlarm(scene);
+  document.body.style.setProperty("--across", across());
+  MAPS.forEach(drawMap);
+  document.querySelectorAll(".planes").forEach((planes) => planes.querySelector("[data-key]")?.setAttribute("tabindex", "0"));
+  if (!state.chosen || !(state.chosen.key in scene.values[state.chosen.array])) state.chosen = beginning();
+  syncPlayer();
+  explain();
+}
+
+/* Explaining an entry */
+
+const shownEntry = () => pointed ?? state.chosen;
+const cellsOf = (array, key) => document.querySelectorAll(`[data-array="${array}"][data-key="${key}"]`);
+
+/** The terms an entry takes part in; an unflipped kernel pairs its δ with the mirrored tap. */
+function termsAt({ array, key }) {
+  const slot = SLOT[array];
+  const found = scene.terms.filter((term) => term[slot] === key);
+  return slot === "x" && !state.flip ? found.map((term) => ({ ...term, w: term.mirror })) : found;
+}
+
+/** The map that makes an entry, or that makes the gradient of one that is given. */
+const mapOf = (array) => ({ y: "forward", x: "input_grad", w: "kernel_grad" })[SLOT[array]];
+
+function explain() {
+  const entry = shownEntry();
+  const terms = termsAt(entry);
+  highlight(entry, terms);
+  moveWindows(entry);
+  writeEquation(entry, terms);
+}
+
+function highlight({ array, key }, terms) {
+  for (const old of document.querySelectorAll("td.chosen, td.operand, td.touched")) {
+    old.classList.remove("chosen", "operand", "touched");
+  }
+  const mark = (name, a, k) => cellsOf(a, k).forEach((td) => td.classList.add(name));
+  const both = { x: ["x", "dx"], w: ["w", "dw"], y: ["delta", "y"] };
+  for (const slot of Object.keys(both).filter((other) => other !== SLOT[array])) {
+    const [operand, result] = both[slot];
+    for (const other of new Set(terms.map((term) => term[slot]))) {
+      mark("operand", operand, other);
+      mark("touched", result, other);
+    }
+  }
+  both[SLOT[array]].forEach((a) => mark("chosen", a, key));
+}
+
+/** In its own map an entry is made by one window; in the others its terms span a box. */
+function moveWindows({ array, key }) {
+  for (const td of document.querySelectorAll("[data-times]")) delete td.dataset.times;
+  const own = mapOf(array);
+  for (const map of MAPS) {
+    const windows = ownWindows(map, array, key);
+    for (const plane of $(map).querySelectorAll(".read .plane")) {
+      const at = map === own ? windows.find(({ channel }) => plane.dataset[channel.name] === `${channel.value}`) : spanOf(plane);
+      place(plane.querySelector(".window"), at, map !== own);
+      if (at?.kernel) writeTaps(plane, at);
+    }
+  }
+}
+
+/** Where the window of an entry stands on each plane that its map reads, and the kernel over it. */
+function ownWindows(map, array, key) {
+  const { planes, recipe: all, geometry } = scene;
+  if (map !== mapOf(array) || geometry.empty) return [];
+  const recipe = all[map === "input_grad" && !state.flip ? "unrotated" : map];
+  const made = planes[recipe.result].flatMap((plane) => plane.grid.flatMap((row, h) => row.map((_, w) => ({ plane, h, w }))))
+    .find(({ plane, h, w }) => keyOf(geometry, plane, h, w) === key);
+  return planes.w.filter((w) => ["c", "o"].every((name) => !(name in made.plane) || w[name] === made.plane[name])).map((w) => {
+    const kernel = recipe.kernel === "w" ? w.grid : planes.delta[w.o].grid;
+    const [tall, wide] = sizes(kernel);
+    const corner = [made.h, made.w].map((p, axis) => p * recipe.step[axis] + Math.max(0, -recipe.pad[axis][0]));
+    return {
+      channel: recipe.read === "x" ? { name: "c", value: w.c } : { name: "o", value: w.o },
+      row: corner[0], column: corner[1], spread: recipe.spread,
+      tall: stretched(tall, recipe.spread[0]), wide: stretched(wide, recipe.spread[1]),
+      kernel: recipe.rotate ? rotated(kernel) : kernel,
+    };
+  });
+}
+
+/** The box around the marked cells of a plane. */
+function spanOf(plane) {
+  const marked = [...plane.querySelectorAll("td.operand, td.chosen")];
+  if (!marked.length) return null;
+  const rows = marked.map((td) => td.parentElement.rowIndex);
+  const columns = marked.map((td) => td.cellIndex);
+  const [row, column] = [Math.min(...rows), Math.min(...columns)];
+  return { row, column, tall: Math.max(...rows) - row + 1, wide: Math.max(...columns) - column + 1 };
+}
+
+function place(box, at, spans) {
+  box.hidden = !at;
+  box.classList.toggle("spans", spans);
+  for (const name of at ? ["row", "column", "tall", "wide"] : []) box.style.setProperty(`--${name}`, at[name]);
+}
+
+/** Each cell under a window says by what it is multiplied. */
+function writeTaps(plane, { row, column, spread, kernel }) {
+  const { rows } = plane.querySelector("table");
+  kernel.forEach((values, h) => values.forEach((value, w) => {
+    const td = rows[row + h * spread[0]]?.cells[column + w * spread[1]];
+    if (td) td.dataset.times = `×${signed(value)}`;
+  }));
+}
+
+/** The gradient an entry stands for, as symbols, as numbers and in total. */
+function equationOf({ array, key }, terms) {
+  const { values } = scene;
+  const [result, first, second] = { y: ["y", "x", "w"], x: ["dx", "delta", "w"], w: ["dw", "x", "delta"] }[SLOT[array]];
+  const unflipped = result === "dx" && !state.flip;
+  const factors = terms.map((term) => [first, second].map((name) => ({ array: name, key: term[SLOT[name]] })));
+  return {
+    result, factors, unflipped,
+    total: values[unflipped ? "unrotated" : result][key],
+    truth: values[result][key],
+    numbers: factors.map((both) => both.map((f) => factor(values[f.array][f.key])).join("·")),
+  };
+}
+
+function aboutEntry({ array, key }, { factors, result }) {
+  const uses = factors.length;
+  if (array === "x") return `${entryName("x", key)} = ${signed(scene.values.x[key])} is read ${uses === 1 ? "once" : `${uses} times`}; ∂x collects a δ from each:`;
+  if (array === "w") return `${entryName("w", key)} = ${signed(scene.values.w[key])} multiplies ${plural(uses, "input")}; ∂w collects a δ from each:`;
+  if (array === "delta") return `${entryName("delta", key)} = ${signed(scene.values.delta[key])} is the cotangent of ${entryName("y", key)}:`;
+  return zerosMet(result, factors.length);
+}
+
+/** Of a result: how many of its window's products are with zeros, which the sum leaves out. */
+function zerosMet(result, products) {
+  const { geometry: { axes: [height, width], inputs, outputs }, empty } = scene;
+  const taps = height.k * width.k, outs = height.out * width.out;
+  const all = { y: taps * inputs, dx: taps * outputs, dw: outs }[result];
+  const left = all - products;
+  if (empty || !left) return `The sum of ${plural(products, "product")}:`;
+  return `The sum of ${plural(products, "product")}; ${left} more of its taps meet${left === 1 ? "s" : ""} zeros:`;
+}
+
+function writeEquation(entry, terms) {
+  const equation = equationOf(entry, terms);
+  const { result, factors, numbers, total, truth, unflipped } = equation;
+  const name = coloured(result, entry.key);
+  $("about").textContent = aboutEntry(entry, equation);
+  $("symbols").innerHTML = factors.length
+    ? `${name} = ${factors.map((both) => both.map((f) => coloured(f.array, f.key)).join("·")).join(" + ")}`
+    : `${name} = 0: ${scene.geometry.empty ? "there is no output" : `no window reads ${entryName("x", entry.key)}`}.`;
+  $("products").textContent = numbers.length ? `= ${numbers.join(" + ")}` : "";
+  $("total").innerHTML = !numbers.length ? "" : `= <strong>${signed(total)}</strong>${
+    unflipped && total !== truth ? ` <em>without the flip, but the gradient is ${signed(truth)}</em>` : ""}`;
+  $("live").textContent = `${entryName(result, entry.key)} = ${numbers.length ? `${numbers.join(" + ")} = ` : ""}${signed(total)}`;
+}
+
+/* Choosing, stepping, playing */
+
+const entryOf = (td) => ({ array: td.dataset.array, key: td.dataset.key });
+const resultCells = (map) => [...$(map).querySelectorAll(".result [data-key]")];
+
+/** Where to begin: the first result with the most products. */
+function beginning() {
+  const map = scene.geometry.empty ? "input_grad" : state.map;
+  const { result } = scene.recipe[map];
+  const products = {};
+  for (const term of scene.terms) products[term[SLOT[result]]] = (products[term[SLOT[result]]] ?? 0) + 1;
+  const count = (key) => products[key] ?? 0;
+  const key = Object.keys(scene.values[result]).reduce((most, other) => (count(other) > count(most) ? other : most));
+  return { array: result, key };
+}
+
+function choose(entry) {
+  state.chosen = entry;
+  if (entry.array in { y: 1, dx: 1, dw: 1 }) state.map = mapOf(entry.array);
+  syncPlayer();
+  explain();
+}
+
+/** Where the chosen entry stands among the results of the stepped map; −1 if it is of another. */
+function position() {
+  return resultCells(state.map).findIndex((td) => td.dataset.key === state.chosen.key && mapOf(state.chosen.array) === state.map);
+}
+
+function step(by) {
+  const cells = resultCells(state.map);
+  if (!cells.length) return;
+  const at = position();
+  pointed = null;
+  choose(entryOf(cells[at < 0 ? 0 : mod(at + by, cells.length)]));
+}
+
+function syncPlayer() {
+  const count = resultCells(state.map).length;
+  document.querySelector(`#steps [value="${state.map}"]`).checked = true;
+  $("position").textContent = count ? `${position() + 1 || "–"} of ${count}` : "no output";
+  for (const id of ["previous", "play", "next"]) $(id).disabled = !count;
+}
+
+function play() {
+  const slow = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $("live").setAttribute("aria-live", "off");
+  $("play").textContent = "Pause";
+  step(1);
+  timer = setInterval(() => step(1), slow ? 1800 : 900);
+}
+
+function pause() {
+  clearInterval(timer);
+  timer = null;
+  $("live").setAttribute("aria-live", "polite");
+  $("play").textContent = "Play";
+}
+
+const toggle = () => (timer ? pause() : play());
+
+/** The nearest entry of the same array in an arrow's direction, across zeros and planes. */
+function neighbour(td, [down, right]) {
+  const centre = (other) => {
+    const box = other.getBoundingClientRect();
+    return [box.top + box.height / 2, box.left + box.width / 2];
+  };
+  const [top, left] = centre(td);
+  const away = [...td.closest(".planes").querySelectorAll("[data-key]")].map((other) => {
+    const [y, x] = centre(other);
+    const [ahead, aside] = down ? [(y - top) * down, Math.abs(x - left)] : [(x - left) * right, Math.abs(y - top)];
+    return { other, ahead, distance: ahead + 4 * aside };
+  });
+  return away.filter(({ ahead }) => ahead > 1).sort((a, b) => a.distance - b.distance)[0]?.other;
+}
+
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+/* Events */
+
+const entryUnder = (event) => event.target.closest?.("[data-key]");
+
+$("controls").addEventListener("input", ({ target }) => {
+  const before = state;
+  state = limited(readControl(target));
+  if (target.id === "each" || ["inputs", "outputs"].some((name) => state[name] !== before[name] && name !== target.id)) drawControls();
+  else target.nextElementSibling.textContent = signed(Number(target.value));
+  if (target.id === "each") $("each").focus();
+  pointed = null;
+  draw();
+});
+$("controls").addEventListener("submit", (event) => event.preventDefault());
+$("flip").addEventListener("input", ({ target }) => {
+  state.flip = target.checked;
+  draw();
+});
+$("steps").addEventListener("input", ({ target }) => {
+  state.map = target.value;
+  choose(beginning());
+});
+$("previous").addEventListener("click", () => step(-1));
+$("next").addEventListener("click", () => step(1));
+$("play").addEventListener("click", toggle);
+
+$("maps").addEventListener("pointerover", (event) => {
+  const td = entryUnder(event);
+  pointed = td && event.pointerType !== "touch" ? entryOf(td) : null;
+  explain();
+});
+$("maps").addEventListener("pointerleave", () => {
+  pointed = null;
+  explain();
+});
+$("maps").addEventListener("focusin", (event) => {
+  const td = entryUnder(event);
+  if (!td) return;
+  td.closest(".planes").querySelectorAll('[tabindex="0"]').forEach((old) => old.setAttribute("tabindex", "-1"));
+  td.setAttribute("tabindex", "0");
+  if (timer) pause();
+  choose(entryOf(td));
+});
+document.addEventListener("keydown", (event) => {
+  const td = entryUnder(event);
+  const arrow = td && ARROWS[event.key];
+  const free = td || event.target === document.body;
+  if (arrow || (event.key === " " && free)) event.preventDefault();
+  if (arrow) neighbour(td, arrow)?.focus();
+  if (event.key === " " && free) toggle();
+});
+
+/* For tests and for the curious */
+
+const nested = (rank, rows, leaf) => {
+  const all = rows.map(([height, width]) => range(height).map((h) => range(width).map((w) => leaf(h, w))));
+  return rank === 1 ? all[0][0] : all[0];
+};
+
+function numbers() {
+  const { geometry, values, recipe } = scene;
+  const { rank, axes: [height, width], groups, inputs, outputs, shown } = geometry;
+  const data = (array, rows, columns, channels) => [nested(rank, [[rows, columns]], (h, w) =>
+    range(channels).map((c) => values[array][geometry.dataKey(h, w, c)]))];
+  const kernel = (array) => nested(rank, [[height.k, width.k]], (h, w) =>
+    range(inputs).map((inner) => range(groups * outputs).map((o) => values[array][geometry.kernelKey(h, w, { inner, o })])));
+  const per = (name) => shown.map((axis) => axis[name]);
+  return {
+    x: data("x", height.n, width.n, groups * inputs), dx: data("dx", height.n, width.n, groups * inputs),
+    unrotated: data("unrotated", height.n, width.n, groups * inputs),
+    delta: data("delta", height.out, width.out, groups * outputs), y: data("y", height.out, width.out, groups * outputs),
+    w: kernel("w"), dw: kernel("dw"), recipe,
+    ...Object.fromEntries(["span", "slack", "out", "unread", "input_grad_padding", "kernel_grad_padding"].map((name) => [name, per(name)])),
+  };
+}
+
+function set(changes) {
+  if (timer) pause();
+  pointed = null;
+  const next = { ...state, ...changes };
+  state = limited({ ...next, each: changes.each ?? (state.each || isUneven(next.axes)) });
+  $("flip").checked = state.flip;
+  drawControls();
+  draw();
+}
+
+/** The page for scripts: its state, its numbers in NHWC and HWIO order, and a way to set them. */
+window.jaxconv = { set, numbers, state: () => structuredClone(state) };
+
+drawControls();
+draw();
