@@ -1,7 +1,7 @@
 """Imports point one way: geometry → forward → rules → primitives → ops → layers → models → experiments.
 
-Beside the layers stand the instruments, transforms → per_example → gradcheck → comparison → the command line: they use
-the ops, and no layer uses them.
+Beside the layers stand the instruments, transforms → per_example → gradcheck → comparison → explanation → the command
+line: they use the ops, and no layer uses them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["geometry", "forward", "rules", "primitives", "ops", "layers", "models"]
-INSTRUMENTS = ["transforms", "per_example", "gradcheck", "comparison", "__main__"]
+INSTRUMENTS = ["transforms", "per_example", "gradcheck", "comparison", "explanation", "__main__"]
 ALLOWED = {
     "": ORDER + INSTRUMENTS[:-1],
     **{stage: ORDER[: i + 1] for i, stage in enumerate(ORDER)},
@@ -31,6 +31,7 @@ OUTSIDE = {
     "per_example": {"jax", "numpy"},
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
+    "explanation": {"jax", "numpy", "matplotlib", "importlib", "json", "pathlib"},
     "__main__": {"jax", "jaxconv", "argparse", "importlib", "json", "pathlib", "platform", "sys"},
 }
 STDLIB = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "operator", "typing"}

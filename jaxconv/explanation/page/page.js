@@ -2,6 +2,7 @@
 
 const MAPS = ["forward", "input_grad", "kernel_grad"];
 const MOST_CHANNELS = 6;
+const MOST_BESIDE = 14; // cells in a row, for three maps side by side
 const SPATIAL = ["height", "width"];
 const FIELDS = [
   { name: "n", label: "size", least: 1, most: 12 },
@@ -9,8 +10,8 @@ const FIELDS = [
   { name: "s", label: "stride", least: 1, most: 4 },
   { name: "d", label: "dilation", least: 1, most: 3 },
   { name: "i", label: "input dilation", least: 1, most: 3 },
-  { name: "lo", label: "padding", least: -3, most: 5 },
-  { name: "hi", label: "padding", least: -3, most: 5 },
+  { name: "lo", label: "padding lo", least: -3, most: 5 },
+  { name: "hi", label: "padding hi", least: -3, most: 5 },
 ];
 const CHANNELS = [
   { name: "groups", label: "groups", least: 1, most: 3 },
@@ -53,27 +54,28 @@ function isUneven(axes) {
   return axes.some((axis) => axis.lo !== axis.hi || FIELDS.some(({ name }) => axis[name] !== axes[0][name]));
 }
 
-function slider(id, label, { least, most }, value) {
-  return `<div class="slider"><label for="${id}">${label}</label>
-    <input type="range" id="${id}" min="${Math.min(least, value)}" max="${Math.max(most, value)}" value="${value}">
-    <output for="${id}">${signed(value)}</output></div>`;
+function slider(id, said, { label, least, most }, value) {
+  return `<div class="slider"><label for="${id}">${label}</label><output for="${id}">${signed(value)}</output>
+    <input type="range" id="${id}" aria-label="${said}" min="${Math.min(least, value)}" max="${Math.max(most, value)}"
+      value="${value}"></div>`;
 }
 
-function fieldLabel({ name, label }, axis) {
-  const rank = state.axes.length;
-  const end = state.each && (name === "lo" || name === "hi") ? ` ${name}` : "";
-  return `${label}${end}${state.each && rank === 2 ? `, ${SPATIAL[axis]}` : ""}`;
-}
-
+/** One row of sliders for all axes, or one for each. */
 function drawControls() {
-  const axes = state.each ? range(state.axes.length) : [0];
-  const spatial = axes.flatMap((axis) => FIELDS
-    .filter(({ name }) => state.each || name !== "hi")
-    .map((field) => slider(`${field.name}-${axis}`, fieldLabel(field, axis), field, state.axes[axis][field.name])));
+  const { axes, each } = state;
+  const rank = axes.length;
+  const rows = (each ? range(rank) : [0]).map((axis) => {
+    const title = rank === 1 ? "axis" : each ? SPATIAL[axis] : "both axes";
+    const fields = FIELDS.filter(({ name }) => each || name !== "hi").map((field) => {
+      const label = !each && field.name === "lo" ? "padding" : field.label;
+      return slider(`${field.name}-${axis}`, `${label}, ${title}`, { ...field, label }, axes[axis][field.name]);
+    });
+    return `<fieldset><legend>${title}</legend>${fields.join("")}</fieldset>`;
+  });
   const channels = CHANNELS.map((field) => slider(field.name, field.label, field, state[field.name]));
-  const toggle = `<div class="toggle"><input type="checkbox" role="switch" id="each"${state.each ? " checked" : ""}>
-    <label for="each">${state.axes.length === 2 ? "each axis on its own" : "each end on its own"}</label></div>`;
-  $("controls").innerHTML = [...spatial, ...channels, toggle].join("");
+  const toggle = `<label class="toggle"><input type="checkbox" role="switch" id="each"${each ? " checked" : ""}>
+    ${rank === 2 ? "each axis" : "each end"} on its own</label>`;
+  $("controls").innerHTML = `${rows.join("")}<fieldset><legend>channels</legend>${channels.join("")}${toggle}</fieldset>`;
 }
 
 function readControl({ id, value, checked }) {
@@ -115,7 +117,7 @@ function drawNumbers({ axes, ...geometry }) {
     row("span", "d·(k−1) + 1", (a) => `${a.d}·(${a.k}−1) + 1${equals(a.span, "span")}`),
     row("slack", "n + lo + hi − span", (a) => slackSum(a) + equals(a.slack, "slack")),
     row("out", "⌊slack / s⌋ + 1", (a) =>
-      (a.slack < 0 ? "slack &lt; 0" : `⌊${a.slack} / ${a.s}⌋ + 1`) + equals(a.out, "out")),
+      (a.slack < 0 ? "none" : `⌊${a.slack} / ${a.s}⌋ + 1`) + equals(a.out, "out")),
     row("unread", "slack mod s", (a) => `${signed(a.slack)} mod ${a.s}${equals(a.unread, "unread")}`),
   ].join("");
 }
@@ -140,11 +142,11 @@ function drawAlarm({ disagreement: wrong }) {
 }
 
 const RECIPE_ROWS = {
-  forward: [["dilate x by", "i"], ["pad x by", "(lo, hi)"], ["spread w by", "d"], ["step", "s"], ["gives y", "out"]],
-  input_grad: [["dilate δ by", "s"], ["pad δ by", "(span−1−lo, span−1−hi+unread)"], ["spread flipped w by", "d"],
-    ["step", "i"], ["gives ∂x", "n"]],
-  kernel_grad: [["dilate x by", "i"], ["pad x by", "(lo, hi−unread)"], ["spread δ by", "s"], ["step", "d"],
-    ["gives ∂w", "k"]],
+  forward: [["dilate x by", "i"], ["pad it by", "(lo, hi)"], ["dilate w by", "d"], ["step by", "s"], ["gives", "out"]],
+  input_grad: [["dilate δ by", "s"], ["pad it by", "(span−1−lo, span−1−hi+unread)"], ["dilate flipped w by", "d"],
+    ["step by", "i"], ["gives", "n"]],
+  kernel_grad: [["dilate x by", "i"], ["pad it by", "(lo, hi−unread)"], ["dilate δ by", "s"], ["step by", "d"],
+    ["gives", "k"]],
 };
 
 function drawRecipe(map, recipe, geometry) {
@@ -203,7 +205,7 @@ function caption(plane) {
   const channels = [
     "c" in plane && groups * inputs > 1 && `c ${plane.c}`, "o" in plane && groups * outputs > 1 && `o ${plane.o}`,
   ].filter(Boolean).join(", ");
-  return channels && groups > 1 ? `${channels} · group ${plane.group}` : channels;
+  return groups > 1 && !("inner" in plane) ? `${channels} · group ${plane.group}` : channels;
 }
 
 function drawPlane(array, plane, rows, columns) {
@@ -259,7 +261,7 @@ function drawMap(map) {
   const resultAxes = (plane) => (map === "input_grad"
     ? sizes(plane.grid).map((n, axis) => frameAxis(n, 1, [0, 0], (q) => scene.reached[axis].has(q)))
     : plain(plane));
-  const columns = { forward: geometry.inputs, input_grad: geometry.outputs, kernel_grad: 3 }[map];
+  const columns = { forward: geometry.inputs, input_grad: geometry.outputs, kernel_grad: 2 }[map];
   const drawn = geometry.empty && map !== "forward" ? [] : [
     drawPart("read", readTitle(recipe), recipe.read, planes[recipe.read], frame),
     drawPart("kernel", kernelTitle(map, recipe), recipe.kernel, ordered(map, planes[recipe.kernel]),
@@ -271,15 +273,16 @@ function drawMap(map) {
   drawRecipe(map, recipe, geometry);
 }
 
-/** The widest row of cells, which decides how large a cell can be. */
-function across() {
-  const widths = MAPS.map((map) => {
-    const recipe = scene.recipe[map];
-    const { length: planes, 0: first } = scene.planes[recipe.read];
-    const wide = sizes(first.grid)[1] || 1;
-    return frameAxis(wide, recipe.dilate[1], recipe.pad[1]).length * Math.min(planes, 2) + (planes > 1 ? 1 : 0);
+/** The widest frame decides how large a cell can be, and whether three maps fit side by side. */
+function fit() {
+  const frames = MAPS.map((map) => {
+    const { read, dilate, pad } = scene.recipe[map];
+    const [{ grid: a }, second] = scene.planes[read];
+    return { cells: frameAxis(sizes(a)[1], dilate[1], pad[1]).length, beside: second ? 2 : 1 };
   });
-  return Math.max(...widths);
+  const widest = Math.max(...frames.map(({ cells }) => cells));
+  $("maps").classList.toggle("stacked", widest > MOST_BESIDE);
+  $("maps").style.setProperty("--across", Math.max(...frames.map(({ cells, beside }) => cells * beside + beside - 1)));
 }
 
 function draw() {
@@ -288,7 +291,7 @@ function draw() {
   drawNumbers(scene.geometry);
   drawNotice(scene.geometry);
   drawAlarm(scene);
-  document.body.style.setProperty("--across", across());
+  fit();
   MAPS.forEach(drawMap);
   document.querySelectorAll(".planes").forEach((planes) => planes.querySelector("[data-key]")?.setAttribute("tabindex", "0"));
   if (!state.chosen || !(state.chosen.key in scene.values[state.chosen.array])) state.chosen = beginning();
@@ -401,43 +404,42 @@ function equationOf({ array, key }, terms) {
   const unflipped = result === "dx" && !state.flip;
   const factors = terms.map((term) => [first, second].map((name) => ({ array: name, key: term[SLOT[name]] })));
   return {
-    result, factors, unflipped,
+    result, factors,
     total: values[unflipped ? "unrotated" : result][key],
     truth: values[result][key],
     numbers: factors.map((both) => both.map((f) => factor(values[f.array][f.key])).join("·")),
   };
 }
 
-function aboutEntry({ array, key }, { factors, result }) {
-  const uses = factors.length;
-  if (array === "x") return `${entryName("x", key)} = ${signed(scene.values.x[key])} is read ${uses === 1 ? "once" : `${uses} times`}; ∂x collects a δ from each:`;
-  if (array === "w") return `${entryName("w", key)} = ${signed(scene.values.w[key])} multiplies ${plural(uses, "input")}; ∂w collects a δ from each:`;
-  if (array === "delta") return `${entryName("delta", key)} = ${signed(scene.values.delta[key])} is the cotangent of ${entryName("y", key)}:`;
-  return zerosMet(result, factors.length);
+/** What an entry is, in words: a result is a sum; what is given enters one for every use. */
+function aboutEntry({ array, key }, { result, factors, total }) {
+  const given = () => `${entryName(array, key)} = ${signed(scene.values[array][key])}`;
+  const made = `<strong>${coloured(result, key)} = ${signed(total)}</strong>`;
+  const products = factors.length;
+  if (!products) return `${made}: ${scene.geometry.empty ? "there is no output" : `no window reads ${entryName("x", key)}`}.`;
+  if (array === "x") return `${given()} is read ${products === 1 ? "once" : `${products} times`}, and ${made} collects what comes back.`;
+  if (array === "w") return `${given()} multiplies ${plural(products, "input")}, and ${made} collects what comes back.`;
+  if (array === "delta") return `${given()} is what comes back to ${made}.`;
+  return `${made}, the sum of ${plural(products, "product")}${zerosMet(result, products)}.`;
 }
 
-/** Of a result: how many of its window's products are with zeros, which the sum leaves out. */
+/** Of a result: how many products of its window are with zeros, which the sum leaves out. */
 function zerosMet(result, products) {
-  const { geometry: { axes: [height, width], inputs, outputs }, empty } = scene;
-  const taps = height.k * width.k, outs = height.out * width.out;
-  const all = { y: taps * inputs, dx: taps * outputs, dw: outs }[result];
-  const left = all - products;
-  if (empty || !left) return `The sum of ${plural(products, "product")}:`;
-  return `The sum of ${plural(products, "product")}; ${left} more of its taps meet${left === 1 ? "s" : ""} zeros:`;
+  const { axes: [height, width], inputs, outputs } = scene.geometry;
+  const taps = height.k * width.k;
+  const zeros = { y: taps * inputs, dx: taps * outputs, dw: height.out * width.out }[result] - products;
+  return zeros ? `; ${zeros} more of its taps ${zeros === 1 ? "meets a zero" : "meet zeros"}` : "";
 }
 
 function writeEquation(entry, terms) {
   const equation = equationOf(entry, terms);
-  const { result, factors, numbers, total, truth, unflipped } = equation;
-  const name = coloured(result, entry.key);
-  $("about").textContent = aboutEntry(entry, equation);
-  $("symbols").innerHTML = factors.length
-    ? `${name} = ${factors.map((both) => both.map((f) => coloured(f.array, f.key)).join("·")).join(" + ")}`
-    : `${name} = 0: ${scene.geometry.empty ? "there is no output" : `no window reads ${entryName("x", entry.key)}`}.`;
-  $("products").textContent = numbers.length ? `= ${numbers.join(" + ")}` : "";
-  $("total").innerHTML = !numbers.length ? "" : `= <strong>${signed(total)}</strong>${
-    unflipped && total !== truth ? ` <em>without the flip, but the gradient is ${signed(truth)}</em>` : ""}`;
-  $("live").textContent = `${entryName(result, entry.key)} = ${numbers.length ? `${numbers.join(" + ")} = ` : ""}${signed(total)}`;
+  const { result, factors, numbers, total, truth } = equation;
+  const symbols = factors.map((both) => both.map((f) => coloured(f.array, f.key)).join("·"));
+  $("about").innerHTML = aboutEntry(entry, equation) + (total === truth ? ""
+    : ` <em>That is without the flip: the gradient is ${signed(truth)}.</em>`);
+  $("symbols").innerHTML = symbols.length ? `${coloured(result, entry.key)} = ${symbols.join(" + ")}` : "";
+  $("products").textContent = numbers.length ? `= ${numbers.join(" + ")} = ${signed(total)}` : "";
+  $("live").textContent = [$("about").textContent, $("products").textContent].join(" ");
 }
 
 /* Choosing, stepping, playing */
@@ -525,7 +527,7 @@ $("controls").addEventListener("input", ({ target }) => {
   const before = state;
   state = limited(readControl(target));
   if (target.id === "each" || ["inputs", "outputs"].some((name) => state[name] !== before[name] && name !== target.id)) drawControls();
-  else target.nextElementSibling.textContent = signed(Number(target.value));
+  else target.previousElementSibling.textContent = signed(Number(target.value));
   if (target.id === "each") $("each").focus();
   pointed = null;
   draw();
