@@ -1,6 +1,7 @@
 """Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
 
 from jaxconv.comparison import compare
+from jaxconv.explanation import explain
 from jaxconv.gradcheck import check
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
@@ -41,6 +42,7 @@ __all__ = [
     "dense",
     "dropout",
     "elu",
+    "explain",
     "gelu",
     "global_avg_pool",
     "group_norm",

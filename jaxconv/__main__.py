@@ -1,4 +1,4 @@
-"""`python -m jaxconv check|compare|doctor`: gradients judged and raced from the command line.
+"""`python -m jaxconv check|compare|explain|doctor`: gradients judged, raced and explained from the command line.
 
 Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out.
 """
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxconv
+from jaxconv.geometry import LAYOUTS
 from jaxconv.ops.wiring import ENGINES
 from jaxconv.rules import NAMED
 
@@ -31,6 +32,14 @@ of no arguments that returns one. Check compares with `loss_reference` if the fi
     def loss_args(): return jnp.ones((3, 3)), jnp.ones((8, 3))
 
     python -m jaxconv check my_ops.py:loss
+"""
+
+
+SPATIAL = """
+Shapes are those of x and w in the layout: n,h,w,c and h,w,c/groups,o for NHWC, with any number of spatial axes. Spatial
+options take one number, or one per axis; a padding that starts with a minus sign is written with an equals sign:
+
+    python -m jaxconv explain 1,7,7,1 3,3,1,1 --stride 2 --padding=-1:0,1:1 --html recipe.html
 """
 
 
@@ -76,6 +85,22 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, default=0, help="of the cotangents")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
         sub.add_argument("--x64", action="store_true", help="allow float64 arguments")
+    explain = command("explain", _explain, help="a convolution's gradients as recipes, sums, pictures", epilog=SPATIAL)
+    explain.add_argument("input_shape", nargs="?", default=(1, 5, 5, 1), type=_shape, help="of x, as 1,5,5,1")
+    explain.add_argument("kernel_shape", nargs="?", default=(2, 2, 1, 1), type=_shape, help="of w, as 2,2,1,1")
+    for name in ("stride", "dilation", "input-dilation"):
+        explain.add_argument(f"--{name}", default=1, type=_per_axis, metavar="N[,N…]")
+    explain.add_argument("--padding", default="SAME", type=_padding, metavar="SAME|VALID|N|N,N|LO:HI,LO:HI")
+    explain.add_argument("--groups", default=1, type=int)
+    explain.add_argument("--flip-kernel", action="store_true", help="the true convolution")
+    explain.add_argument("--layout", default="NHWC", choices=LAYOUTS)
+    explain.add_argument("--rules", default="fast", choices=(*NAMED, "autodiff"), help="whose sums to read")
+    explain.add_argument("--entry", type=_entry, metavar="dx[0,1,2,0]", help="the sum of this entry alone")
+    explain.add_argument("--latex", action="store_true", help="LaTeX instead of text")
+    explain.add_argument("--json", type=Path, metavar="FILE", help="write the explanation as JSON")
+    explain.add_argument("--figure", type=Path, metavar="FILE", help="draw it: .svg, .png, .pdf, or a moving .gif")
+    explain.add_argument("--frames", type=int, metavar="N", help="how many positions of the kernel to draw")
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write an interactive page")
     command("doctor", _doctor, help="what is installed, and do the rules work on this machine?")
     return parser
 
@@ -157,6 +182,60 @@ def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..
     if not isinstance(args, tuple | list):
         raise CannotRunError(f"{name}_args must be a tuple, but is {type(args).__name__}. For one argument write (x,).")
     return function, tuple(args), getattr(module, f"{name}_reference", None)
+
+
+# explain
+
+
+def _explain(options: Any) -> int:
+    for path in (options.json, options.figure, options.html):
+        _can_write(path)
+    if options.figure and importlib.util.find_spec("matplotlib") is None:
+        raise CannotRunError("--figure needs matplotlib. pip install jaxconv[experiments]")
+    explanation = jaxconv.explain(
+        options.input_shape, options.kernel_shape, stride=options.stride, padding=options.padding,
+        dilation=options.dilation, input_dilation=options.input_dilation, groups=options.groups,
+        flip_kernel=options.flip_kernel, layout=options.layout, rules=options.rules,
+    )  # fmt: skip
+    page = explanation.html() if options.html else ""  # what cannot be shown is refused before anything is written
+    if options.entry:
+        equation = explanation.equation(*options.entry)
+        print(equation.latex() if options.latex else equation)
+    else:
+        print(explanation.latex() if options.latex else explanation)
+    if options.json:
+        options.json.write_text(json.dumps(explanation.to_dict(), indent=2) + "\n")
+    if options.figure:
+        explanation.figure(options.figure, frames=options.frames)
+    if options.html:
+        options.html.write_text(page, encoding="utf-8")
+    faults = explanation.faults()
+    for fault in faults:
+        print(f"WRONG: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def _per_axis(text: str) -> int | tuple[int, ...]:
+    numbers = _shape(text)
+    return numbers if "," in text else numbers[0]
+
+
+def _padding(text: str) -> str | int | tuple[Any, ...]:
+    """A word, a number, one per axis, or LO:HI per axis."""
+    if text[:1].isalpha():
+        return text
+    if ":" not in text:
+        return _per_axis(text)
+    return tuple(tuple(int(n) for n in pair.split(":")) for pair in text.split(","))
+
+
+def _entry(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, indices = text.rstrip("]").partition("[")
+    return name, _shape(indices)
 
 
 # doctor

@@ -49,7 +49,9 @@ DRAWN = [Case((1, *case.x[1:]), case.w, case.options) for case in CASES if drawa
     Case((1, 5, 1), (3, 1, 1), {"padding": ((-3, -2),)}),  # everything is cropped away
 ]
 STRIDED = Case((1, 6, 6, 1), (3, 3, 1, 1), {"stride": 2, "padding": 1})  # unread = 1
-GROUPED = Case((1, 5, 4, 4), (3, 2, 2, 4), {"groups": 2, "dilation": (1, 2), "stride": (2, 1), "padding": ((1, 0), (2, 1))})
+GROUPED = Case(
+    (1, 5, 4, 4), (3, 2, 2, 4), {"groups": 2, "dilation": (1, 2), "stride": (2, 1), "padding": ((1, 0), (2, 1))}
+)
 LINE = Case((1, 9, 1), (3, 1, 1), {"stride": 3, "padding": ((2, -1),)})
 DILATED = Case((1, 4, 5, 2), (2, 3, 2, 1), {"input_dilation": 2, "stride": 3, "dilation": 2, "padding": 2})
 FEW = [STRIDED, GROUPED, LINE, DILATED]
@@ -336,7 +338,9 @@ def test_the_equation_as_text(visit: Open) -> None:
     assert page.locator("#symbols").inner_text() == "∂x[0,1,0] = δ[0,0,0]·w[1,0,0] + δ[0,1,0]·w[0,0,0]"
     delta, w = shown(page)["delta"], shown(page)["w"]
     a, b, c, d = delta[0, 0, 0], w[1, 0, 0], delta[0, 1, 0], w[0, 0, 0]
-    text = " + ".join(f"{m}·{f'({n})' if n < 0 else n}" for m, n in ((f"({a})" if a < 0 else a, b), (f"({c})" if c < 0 else c, d)))
+    text = " + ".join(
+        f"{m}·{f'({n})' if n < 0 else n}" for m, n in ((f"({a})" if a < 0 else a, b), (f"({c})" if c < 0 else c, d))
+    )
     assert page.locator("#products").inner_text() == f"= {text} = {a * b + c * d}".replace("-", "−")
 
 
@@ -360,9 +364,10 @@ def test_windows_stand_where_the_recipe_puts_them(visit: Open, case: Case) -> No
         keys = [td.get_attribute("data-key") for td in page.locator(f"#{map_name} .result td[data-key]").all()]
         for key in (keys[0], keys[-1], keys[len(keys) // 2]):
             index = [int(i) for i in key.split(",")]
-            spatial = index[:geometry.rank] if array == "dw" else index[1:-1]
+            spatial = index[: geometry.rank] if array == "dw" else index[1:-1]
             (row, tall), (column, wide) = (
-                frame(a, map_name, p) for a, p in zip(both, spatial if geometry.rank == 2 else [0, *spatial], strict=True)
+                frame(a, map_name, p)
+                for a, p in zip(both, spatial if geometry.rank == 2 else [0, *spatial], strict=True)
             )
             page.evaluate("chosen => window.jaxconv.set({chosen})", {"array": array, "key": key})
             boxes = page.evaluate(
@@ -512,7 +517,9 @@ def test_without_the_flip_exactly_the_wrong_entries_are_marked(visit: Open, case
     mirrored = np.flip(true.w, range(geometry.rank)).copy()
     unrotated = np.asarray(rotated.input_grad(jnp.asarray(true.delta), jnp.asarray(mirrored), geometry))
     np.testing.assert_array_equal(seen(page, case).dx, unrotated)
-    wrong = page.locator("td.wrong").evaluate_all("all => all.map(td => [td.dataset.key, td.querySelector('ins').textContent])")
+    wrong = page.locator("td.wrong").evaluate_all(
+        "all => all.map(td => [td.dataset.key, td.querySelector('ins').textContent])"
+    )
     expected = {",".join(map(str, at)): int(true.dx[tuple(at)]) for at in np.argwhere(unrotated != true.dx)}
     assert {key: number(text) for key, text in wrong} == expected
     assert bool(expected) == (max(geometry.taps) > 1)
@@ -555,7 +562,12 @@ def test_everything_by_keyboard(visit: Open) -> None:
             "previous", "equation"} <= set(stops)  # fmt: skip
 
     cell(page, "y", "0,0,0,0").focus()
-    for key, at in (("ArrowRight", "0,0,1,0"), ("ArrowDown", "0,1,1,0"), ("ArrowLeft", "0,1,0,0"), ("ArrowUp", "0,0,0,0")):
+    for key, at in (
+        ("ArrowRight", "0,0,1,0"),
+        ("ArrowDown", "0,1,1,0"),
+        ("ArrowLeft", "0,1,0,0"),
+        ("ArrowUp", "0,0,0,0"),
+    ):
         page.keyboard.press(key)
         assert chosen(page) == ("y", at)
         assert page.evaluate("document.activeElement.dataset.key") == at

@@ -1,1 +1,304 @@
-"""A convolution explained: its numbers, its formulas and its page."""
+"""A convolution explained: the recipe of each of its three maps, and the products that make up every entry.
+
+What stands where:
+
+    equations      an entry and its products
+    reading        which products an entry is the sum of, found by asking the rule
+    recipes        what is dilated, padded, rotated and moved, in numbers
+    verification   recipe, equations and the gradient that really runs, against each other
+    writing        text and LaTeX            drawing   pictures            page   an interactive page
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxconv import forward
+from jaxconv.explanation import drawing, page, verification, writing
+from jaxconv.explanation.equations import Equation
+from jaxconv.explanation.reading import Bilinear, Index, Reader, evaluate
+from jaxconv.explanation.recipes import RESULT, Recipe, recipes
+from jaxconv.geometry import Axis, Geometry, conv_geometry, sizes
+from jaxconv.ops.conv import Rules, check_kernel_rules, rule_set
+from jaxconv.ops.wiring import boolean, check_engine
+from jaxconv.rules import ConvRules
+
+MAPS = {result: name for name, result in RESULT.items()}
+FACTORS = {"y": ("x", "w"), "dx": ("g", "w"), "dw": ("x", "g")}
+# Products of one map up to which all of its entries are written out.
+FEW = 100
+
+
+def explain(
+    input_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    input_dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    flip_kernel: bool = False,
+    layout: str = "NHWC",
+    rules: Rules = "fast",
+    engine: str = "auto",
+) -> Explanation:
+    """How a convolution of these shapes is computed, and its two gradients: recipes, equations, pictures.
+
+    Each of the three maps y = conv(x, w), dx = input_grad(δ, w) and dw = kernel_grad(x, δ) is one plain convolution of
+    prepared operands; the recipe says what is dilated, padded, rotated and exchanged, with the numbers. The equations
+    say which products an entry is the sum of. They are read off the rule itself, by asking it about chosen numbers: the
+    equations of a wrong rule are wrong, and show where.
+
+    Args:
+      input_shape: the shape of x, (n, *spatial, c) for layout "NHWC".
+      kernel_shape: the shape of w, (*taps, c // groups, o) for layout "NHWC".
+      stride, padding, dilation, input_dilation, groups, flip_kernel, layout, engine: as in `conv`.
+      rules: as in `conv`; a `ConvRules` of your own must be something that JAX can differentiate.
+
+    Returns:
+      An `Explanation`: text when printed; `.latex()`, `.to_dict()` for JSON, `.figure(path)` for a picture;
+      `.equation("dx", (0, 1, 2, 0))` for one entry; `.verify()` says whether all of it is what differentiating `conv`
+      computes.
+
+    Raises:
+      ValueError, TypeError: as `conv` raises them for such shapes and options.
+
+    Example:
+      >>> import jaxconv
+      >>> e = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID")
+      >>> print(e.equation("dx", (0, 2, 3, 0)))
+      dx[0,2,3,0] = δ[0,1,1,0]·w[0,1,0,0]
+      >>> e.recipes["dx"].padding  # span − 1 − lo, span − 1 − hi + unread
+      ((1, 2), (1, 2))
+      >>> e.verify()
+      True
+
+    Source: the trilinear form and the index equations in `jaxconv.rules.rotated`.
+    """
+    function = "explain"
+    check_kernel_rules(function, rules)
+    check_engine(function, engine)
+    shapes = sizes(function, "input_shape", input_shape), sizes(function, "kernel_shape", kernel_shape)
+    geometry = conv_geometry(
+        function, *shapes, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
+        groups=groups, flip_kernel=boolean(function, "flip_kernel", flip_kernel), layout=layout,
+    )  # fmt: skip
+    (batch, channels), outputs = (shapes[0][axis] for axis in geometry.layout.x[:2]), shapes[1][geometry.layout.w[0]]
+    return Explanation(geometry, batch, channels, outputs, layout, rules, engine)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The three maps of a convolution; made by `explain`. Text when printed.
+
+    Attributes:
+      geometry: the resolved `Geometry`.
+      batch, channels, outputs: examples, channels of x, channels of y.
+      layout, rules, engine: as given to `explain`.
+    """
+
+    geometry: Geometry
+    batch: int
+    channels: int
+    outputs: int
+    layout: str
+    rules: Rules
+    engine: str
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The integers of each spatial axis."""
+        return self.geometry.axes
+
+    @property
+    def shapes(self) -> dict[str, Index]:
+        """Of x, w and y."""
+        g = self.geometry
+        return {
+            "x": g.x_shape(self.batch, self.channels),
+            "w": g.w_shape(self.channels // g.groups, self.outputs),
+            "y": g.y_shape(self.batch, self.outputs),
+        }
+
+    @functools.cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """How to compute y, dx and dw as convolutions."""
+        return recipes(self.geometry)
+
+    @functools.cached_property
+    def equations(self) -> dict[str, tuple[Equation, ...]]:
+        """The equations that are written out: of every entry, or of one with the most products where they are many."""
+        return {name: self.read(name, self._chosen(name)) for name in MAPS}
+
+    def more(self, name: str, most: int) -> tuple[Equation, ...]:
+        """Equations of at most as many entries, drawn at random from those that are not written out."""
+        shape, known = self.shape(name), {q.entry for q in self.equations[name]}
+        if len(known) == self.entries(name):
+            return ()
+        drawn = np.random.default_rng(0).integers(self.entries(name), size=most)
+        entries = {tuple(int(i) for i in np.unravel_index(place, shape)) for place in drawn}
+        return self.read(name, sorted(entries - known))
+
+    def equation(self, name: str, entry: Sequence[int]) -> Equation:
+        """The equation of one entry of y, dx or dw, read off the rule.
+
+        Raises:
+          ValueError: for an unknown name, or an index outside of the array.
+        """
+        if name not in MAPS:
+            raise ValueError(f"explain: the equation must be one of {', '.join(MAPS)}, but is {name!r}.")
+        entry, shape = tuple(int(i) for i in entry), self.shape(name)
+        if len(entry) != len(shape) or any(not 0 <= i < n for i, n in zip(entry, shape, strict=True)):
+            raise ValueError(
+                f"explain: the entry must have one index per axis of {name}, from 0 and below {shape}, but is {entry}."
+            )
+        return self.read(name, [entry])[0]
+
+    def shape(self, name: str) -> Index:
+        """The shape of y, dx or dw."""
+        return self.shapes[{"dx": "x", "dw": "w"}.get(name, name)]
+
+    def entries(self, name: str) -> int:
+        """How many numbers y, dx or dw has."""
+        return int(np.prod(self.shape(name)))
+
+    def total(self, name: str) -> float:
+        """How many products all entries of y, dx or dw add up, coefficients counted: the map of ones and ones."""
+        return float(self._of_ones[name].sum())
+
+    def verify(self) -> bool:
+        """Whether recipes and equations are what differentiating `conv` computes with these rules; see `faults`."""
+        return next(verification.faults(self), None) is None
+
+    def faults(self) -> list[str]:
+        """What does not agree, one sentence each."""
+        return list(verification.faults(self))
+
+    def __str__(self) -> str:
+        return writing.text(self)
+
+    def latex(self) -> str:
+        """An `align*` environment: the trilinear form with its index equations, and each map's recipe and equations.
+
+        ↑s stands for s − 1 zeros between neighbours, ⋆ for correlation, ↓s for steps of s, ⊤ for exchanged channels.
+        """
+        return writing.latex(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Geometry, recipes and the equations that are written out, as JSON knows them."""
+        return {
+            "layout": self.layout,
+            "groups": self.geometry.groups,
+            "flip_kernel": self.geometry.flip_kernel,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "axes": [{column: getattr(axis, column) for column in writing.COLUMNS} for axis in self.axes],
+            "maps": {
+                name: {
+                    "recipe": recipe.to_dict(),
+                    "entries": self.entries(name),
+                    "products": self.total(name),
+                    "equations": [q.to_dict() for q in self.equations[name]],
+                }
+                for name, recipe in self.recipes.items()
+            },
+        }
+
+    def figure(
+        self, path: str | Path | None = None, *, maps: Sequence[str] = ("y", "dx", "dw"), frames: int | None = None
+    ) -> Any:
+        """Draw the kernel of each map over its operand, with numbers, and write SVG, PNG, PDF or an animated GIF.
+
+        The window's elements and the kernel are shaded, zeros of padding and dilation grey with dotted edges, unread
+        inputs hatched, the entry that is computed black. Of more than 3 channels the first 3 are drawn.
+
+        Args:
+          path: where to write, in the format that its suffix names; None writes nothing.
+          maps: which of "y", "dx" and "dw", from top to bottom.
+          frames: how many positions of the kernel, side by side, or one after another in a GIF. By default one, that of
+            an entry with the most products; in a GIF all, up to 120.
+
+        Returns:
+          The `matplotlib.figure.Figure`; of a GIF, its last frame.
+
+        Raises:
+          ValueError: for an unknown map or suffix, for less than one frame, and for more than a picture can hold.
+          FileNotFoundError: where the folder of path does not exist.
+          ModuleNotFoundError: without matplotlib, which `pip install jaxconv[experiments]` brings.
+        """
+        return drawing.figure(self, path, maps, frames)
+
+    def html(self) -> str:
+        """An interactive page as one self-contained document: sliders, every entry's products, the three maps in step.
+
+        Raises:
+          ValueError: for a convolution that a page cannot show: of more than two spatial axes, or too large.
+        """
+        return page.html(self.geometry, self.channels, self.outputs)
+
+    # Reading
+
+    @functools.cached_property
+    def example(self) -> dict[str, np.ndarray]:
+        """Small whole numbers x, w and g, and the y, dx and dw that differentiating `conv` makes of them."""
+        return verification.example(self)
+
+    def richest(self, name: str) -> Index:
+        """The entry of y, dx or dw with the most products; of several, the one nearest to the middle."""
+        counts = self._of_ones[name]
+        if not counts.size:
+            return ()
+        layout = self.geometry.layout
+        spatial = {"y": layout.y, "dx": layout.x, "dw": layout.w}[name][2:]
+        best = np.argwhere(counts == counts.max())
+        away = sum(np.abs(2 * best[:, axis] - counts.shape[axis] + 1) for axis in spatial)
+        return tuple(int(i) for i in best[np.argmin(away)])
+
+    def factors(self, name: str) -> tuple[str, str]:
+        """The two arrays whose entries are multiplied for y, dx or dw."""
+        return FACTORS[name]
+
+    def _bilinear(self, name: str) -> Bilinear:
+        source = forward if self.rules == "autodiff" else rule_set(self.rules)
+        options = {"platform": jax.default_backend()} if self.rules == "fast" else {}
+        return lambda a, b: getattr(source, MAPS[name])(a, b, self.geometry, **options)
+
+    def _operands(self, name: str) -> tuple[Index, Index]:
+        shapes = {**self.shapes, "g": self.shapes["y"]}
+        left, right = FACTORS[name]
+        return shapes[left], shapes[right]
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, Reader]:
+        return {name: Reader(self._bilinear(name), *self._operands(name), self.shape(name)) for name in MAPS}
+
+    @functools.cached_property
+    def _of_ones(self) -> dict[str, np.ndarray]:
+        """The maps of ones and ones, which count."""
+        return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in MAPS}
+
+    def _chosen(self, name: str) -> list[Index]:
+        few = np.abs(self._of_ones[name]).sum() <= FEW
+        return list(np.ndindex(*self.shape(name))) if few else [self.richest(name)]
+
+    def read(self, name: str, entries: Sequence[Index]) -> tuple[Equation, ...]:
+        """The equations of these entries, read off the rule."""
+        try:
+            return tuple(Equation(name, e, FACTORS[name], self._readers[name].products(e)) for e in entries)
+        except Exception as error:
+            if not isinstance(self.rules, ConvRules):
+                raise
+            raise TypeError(
+                f"explain: rules.{MAPS[name]} must be a function of arrays that JAX can differentiate, but "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+__all__ = ["Equation", "Explanation", "Recipe", "explain"]

@@ -9,6 +9,7 @@ from jaxconv.geometry.resolve import (
     names,
     per_axis,
     resolve_padding,
+    sizes,
     spatial_rank,
     window_geometry,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "per_axis",
     "placed",
     "resolve_padding",
+    "sizes",
     "spatial_rank",
     "window_geometry",
 ]

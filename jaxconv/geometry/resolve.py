@@ -40,6 +40,13 @@ def integer(function: str, name: str, value: Any, least: int | None = None) -> i
     return result
 
 
+def sizes(function: str, name: str, value: Any) -> tuple[int, ...]:
+    """A shape that is given as numbers, not as an array's."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{function}: {name} must be a shape, a tuple of ints, but is {value!r}.")
+    return tuple(integer(function, f"{name}[{i}]", n, 0) for i, n in enumerate(value))
+
+
 def per_axis(function: str, name: str, value: Any, rank: int, least: int | None = None) -> tuple[int, ...]:
     """An int for every spatial axis, or one int per axis, as a tuple of `rank` ints."""
     if not isinstance(value, Sequence):
@@ -195,8 +202,8 @@ def conv_geometry(
     data, kernel = names(layout, rank)
     if len(w_shape) != len(x_shape):
         raise ValueError(
-            f"{function}: w must have as many axes as x ({data} and {kernel}), "
-            f"but w.shape = {tuple(w_shape)} has {len(w_shape)} != {len(x_shape)}."
+            f"{function}: w must have as many axes as x, but {len(w_shape)} != {len(x_shape)} "
+            f"(w.shape = {tuple(w_shape)}, x.shape = {tuple(x_shape)}). A single example needs a batch axis: [None]."
         )
     groups = integer(function, "groups", groups, 1)
     place = Layout.of(layout, rank)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconv.geometry import conv_geometry
+from jaxconv.geometry import conv_geometry, sizes
 from jaxconv.ops.wiring import check_engine
 from jaxconv.rules.fast import choice
 
@@ -81,11 +81,12 @@ def plan(
     Source: `jaxconv.rules.fast.choice`, the same functions that the lowering calls.
     """
     check_engine("plan", engine)
+    x_shape, w_shape = sizes("plan", "x_shape", x_shape), sizes("plan", "w_shape", w_shape)
     geometry = conv_geometry(
-        "plan", tuple(x_shape), tuple(w_shape), stride=stride, padding=padding, dilation=dilation,
+        "plan", x_shape, w_shape, stride=stride, padding=padding, dilation=dilation,
         input_dilation=input_dilation, groups=groups, flip_kernel=flip_kernel, layout=layout,
     )  # fmt: skip
     place = geometry.layout
-    sizes = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
-    known = platform or jax.default_backend(), jnp.dtype(dtype), geometry, *sizes
+    counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
+    known = platform or jax.default_backend(), jnp.dtype(dtype), geometry, *counts
     return Plan(choice.conv(*known), choice.input_grad(*known), choice.kernel_grad(*known))

@@ -1,0 +1,371 @@
+"""The three maps as pictures: a kernel moving over its operand, one frame, a strip of frames, or an animation.
+
+Everything is told apart by lightness and line, so that it survives a greyscale printer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxconv.explanation.equations import LETTERS, Equation
+from jaxconv.explanation.reading import Index
+from jaxconv.geometry import placed
+
+if TYPE_CHECKING:
+    from jaxconv.explanation import Explanation
+
+CELL = 0.3  # inches
+GAP = 1.0  # cells, between arrays
+LINE = 1.0  # cells, for a line of text
+# Channels of an operand that are drawn (in dw: examples).
+CHANNELS = 3
+# The most cells of a grid that shows its numbers, and the longer side of one that does not, in cells of one that does.
+NUMBERED, IMAGE = 600, 14.0
+# Positions that an animation visits at most, and how many it shows a second.
+FRAMES, PER_SECOND = 120, 2
+# Resolution of a PNG, and what its renderer can hold.
+DPI, PIXELS = 160, 2**15
+FORMATS = (".svg", ".png", ".pdf", ".gif")
+
+INK, FAINT = "#1c1c1c", "#707070"
+FACES = {
+    "element": "#ffffff", "padding": "#e6e6e6", "between": "#e6e6e6", "unread": "#cfcfcf",
+    "under": "#f4b63f", "now": INK,
+}  # fmt: skip
+
+
+def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames: int | None) -> Any:
+    """See `Explanation.figure`."""
+    maps = _checked(path, maps, frames)
+    try:
+        from matplotlib import rc_context
+        from matplotlib.animation import FuncAnimation, PillowWriter
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("explain: figure needs matplotlib. pip install jaxconv[experiments]") from error
+    kind = Path(path).suffix.lower() if path is not None else ""
+    animated = kind == ".gif"
+    rows = [_Row(e, name) for name in maps]
+    longest = max(math.prod(row.recipe.positions) for row in rows)
+    count = min(longest, FRAMES) if animated and frames is None else min(longest, frames or 1)
+    for row in rows:
+        row.visit(count)
+    width = GAP + max(row.width for row in rows)
+    columns = 1 if animated else count
+    size = columns * width + GAP, sum(row.height for row in rows)
+    if max(size) * CELL * DPI > PIXELS:
+        raise ValueError(
+            f"explain: frames must fit into {PIXELS} pixels, but {columns} frames are {size[0] * CELL * DPI:.0f} wide. "
+            "Ask for fewer, or for a GIF."
+        )
+    drawn = Figure(figsize=(size[0] * CELL, size[1] * CELL))
+    axes = drawn.add_axes((0, 0, 1, 1))
+
+    def draw(first: int) -> Sequence[Any]:
+        axes.clear()
+        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
+        axes.axis("off")
+        top = 0.0
+        for row in rows:
+            for column in range(columns):
+                row.draw(_Pen(axes, GAP + column * width, top), first + column)
+            top += row.height
+        return ()
+
+    if path is not None and animated:
+        FuncAnimation(drawn, draw, frames=count).save(path, writer=PillowWriter(fps=PER_SECOND), dpi=100)
+        return drawn
+    draw(0)
+    if path is not None:
+        with rc_context({"svg.hashsalt": "jaxconv"}):  # the same picture, the same file
+            drawn.savefig(path, dpi=DPI, metadata={"Date": None} if kind == ".svg" else None)
+    return drawn
+
+
+def _checked(path: str | Path | None, maps: Sequence[str], frames: int | None) -> Sequence[str]:
+    """The maps to draw; every mistake is found before anything is computed."""
+    maps = [maps] if isinstance(maps, str) else list(maps)
+    if not maps or any(name not in LETTERS or name in ("x", "w", "g") for name in maps):
+        raise ValueError(f"explain: maps must be some of y, dx, dw, but are {', '.join(map(repr, maps)) or 'none'}.")
+    if frames is not None and frames < 1:
+        raise ValueError(f"explain: frames must be at least 1, but {frames} < 1.")
+    if path is not None and Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"explain: a figure's path must end in one of {', '.join(FORMATS)}, but is {str(path)!r}.")
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise FileNotFoundError(f"explain: {path} cannot be written: its folder does not exist.")
+    return maps
+
+
+class _Row:
+    """One map, for one row of its operand and one output of one group: what is moved over, what moves, the result."""
+
+    def __init__(self, e: Explanation, name: str) -> None:
+        self.e, self.name, self.recipe = e, name, e.recipes[name]
+        left, right = (e.example[factor] for factor in e.factors(name))
+        self.result = e.example[name]
+        self.group, self.batch, self.output, self.richest = _parts(e, name, e.richest(name))
+        operand = self.recipe.prepared_operand(left)[self.group, self.batch]
+        self.summed = len(operand)
+        self.operand = operand[:CHANNELS]
+        self.kernel = self.recipe.prepared_kernel(right)[self.group, self.output, :CHANNELS]
+        self.kinds = _kinds(self)
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel.shape[1:], self.recipe.kernel_dilation, strict=True)]
+        shapes = self.operand.shape[1:], tuple(max(n, 0) for n in spans), self.recipe.positions
+        channels = len(self.operand), len(self.kernel), 1
+        self.grids = [_Grid(shape, n) for shape, n in zip(shapes, channels, strict=True)]
+        self.width = max(sum(grid.width for grid in self.grids) + 4 * GAP, 22.0)
+        self.tallest = max(grid.height for grid in self.grids)
+        self.height = self.tallest + 4.2 * LINE + (0.9 if self.summed > CHANNELS else 0)
+        self.equations: tuple[Equation, ...] = ()
+
+    def visit(self, count: int) -> None:
+        """Choose that many positions, evenly spaced, and read what each is the sum of; a single one is the richest."""
+        places = list(np.ndindex(*self.recipe.positions))
+        if not places or not self.e.example["y"].size:
+            self.places: list[Index] = [()] * count
+            return
+        picked = [round(i * (len(places) - 1) / max(count - 1, 1)) for i in range(count)]
+        self.places = [self.richest] if count == 1 else [places[i] for i in picked]
+        self.equations = self.e.read(self.name, [self._entry(place) for place in self.places])
+
+    def draw(self, pen: _Pen, frame: int) -> None:
+        """One frame: title, operand with the window on it ⋆ kernel = result, and the sum in numbers."""
+        pen.text(0, 0.9, self._title(), size=8, weight="bold")
+        if not self.equations:
+            pen.text(0, 2 * LINE, f"no window fits: there is nothing to sum up for {self.name}")
+            return
+        place, q = self.places[frame], self.equations[frame]
+        middle = 1.6 * LINE + self.tallest / 2
+        operand, kernel, result = self.grids
+        left = 0.0
+        self._operand(pen.at(left, middle - operand.height / 2), place)
+        left += operand.width
+        pen.text(left + GAP, middle, "⋆", size=12, ha="center", va="center")
+        left += 2 * GAP
+        self._kernel(pen.at(left, middle - kernel.height / 2))
+        left += kernel.width
+        pen.text(left + GAP, middle, "=", size=12, ha="center", va="center")
+        left += 2 * GAP
+        self._result(pen.at(left, middle - result.height / 2), place)
+        below = 1.6 * LINE + self.tallest + 1.3
+        pen.text(0, below, self._sum(q))
+        if self.summed > len(self.operand):
+            what = "examples" if self.name == "dw" else "channels"
+            pen.text(0, below + 0.9, f"drawn: {len(self.operand)} of the {self.summed} {what} that are summed", FAINT)
+
+    def _operand(self, pen: _Pen, place: Index) -> None:
+        grid, taps = self.grids[0], self.kernel.shape[1:]
+        under = [range(*w.indices(n)) for w, n in zip(self.recipe.window(place, taps), grid.shape, strict=True)]
+        cells = {}
+        for index in np.ndindex(*grid.shape):
+            kind = self.kinds(index)
+            tapped = all(i in along for i, along in zip(index, under, strict=True))
+            cells[index] = _Cell("under" if tapped else kind, strong=tapped and kind == "element")
+        grid.draw(pen, cells, self.operand)
+        for channel in range(grid.channels):
+            for lead in itertools.product(*under[:-2]):
+                grid.outline(pen, channel, [(*lead, *corner) for corner in _corners(under[-2:])])
+
+    def _kernel(self, pen: _Pen) -> None:
+        """The kernel as it lies on the operand, its dilation filled with zeros."""
+        grid, steps = self.grids[1], self.recipe.kernel_dilation
+        spread = np.zeros((grid.channels, *grid.shape))
+        spread[:, *(slice(None, None, d) for d in steps)] = self.kernel
+        cells = {
+            index: _Cell("under", True)
+            if not any(i % d for i, d in zip(index, steps, strict=True))
+            else _Cell("between", False)
+            for index in np.ndindex(*grid.shape)
+        }
+        grid.draw(pen, cells, spread)
+
+    def _result(self, pen: _Pen, place: Index) -> None:
+        grid = self.grids[2]
+        numbers = np.zeros((1, *grid.shape))
+        for index in np.ndindex(*grid.shape):
+            numbers[0, *index] = self.result[self._entry(index)]
+        cells = {i: _Cell("now", True) if i == place else _Cell("element", False) for i in np.ndindex(*grid.shape)}
+        grid.draw(pen, cells, numbers)
+
+    def _entry(self, place: Index) -> Index:
+        """The entry of the result that the kernel computes at this position."""
+        layout, groups = self.e.geometry.layout, self.e.geometry.groups
+        per_in, per_out = self.e.channels // groups, self.e.outputs // groups
+        if self.recipe.result_rotated:
+            place = tuple(n - 1 - p for p, n in zip(place, self.recipe.positions, strict=True))
+        if self.name == "y":
+            return placed(layout.y, self.batch, self.group * per_out + self.output, place)
+        if self.name == "dx":
+            return placed(layout.x, self.batch, self.group * per_in + self.output, place)
+        return placed(layout.w, self.group * per_out + self.output, self.batch, place)
+
+    def _title(self) -> str:
+        recipe = self.recipe
+        first, second = LETTERS[recipe.operand], LETTERS[recipe.kernel]
+        if max(recipe.operand_dilation) > 1:
+            first = f"dilated {first}"
+        if any(any(pair) for pair in recipe.padding):
+            first = f"padded {first}" if min(map(min, recipe.padding)) >= 0 else f"padded and cropped {first}"
+        if recipe.rotated:
+            second = f"{second} rotated by 180°"
+        if max(recipe.kernel_dilation) > 1:
+            second = f"dilated {second}"
+        return f"{self.name}: {first} ⋆ {second}"
+
+    def _sum(self, q: Equation) -> str:
+        left, right = (self.e.example[factor] for factor in q.factors)
+        shown = [f"{_signed(left[p.left])}·{_signed(right[p.right])}" for p in q.products[:4]]
+        rest = [f"… ({len(q.products)} products)"] if len(q.products) > 4 else []
+        entry = f"{self.name}[{','.join(map(str, q.entry))}]"
+        total = f"{self.result[q.entry]:g}".replace("-", "−")
+        terms = " + ".join([*shown, *rest])
+        return f"{entry} = {terms} = {total}" if shown else f"{entry} = {total}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:g}" if value >= 0 else f"(−{-value:g})"
+
+
+class _Cell(NamedTuple):
+    """How an element is drawn: `kind` is a key of FACES; the numbers that make up a sum are strong."""
+
+    kind: str
+    strong: bool
+
+
+class _Grid:
+    """Where the cells of an N-D array lie in the plane: rows and columns, further axes tiled, channels stacked.
+
+    An array of too many cells for numbers is drawn as an image, no larger than the others.
+    """
+
+    def __init__(self, shape: Index, channels: int) -> None:
+        self.shape, self.channels, self.scale = shape, channels, 1.0
+        self.numbered = math.prod(shape) <= NUMBERED
+        if not self.numbered:
+            self.scale = min(1.0, IMAGE / max(self._corner()))
+        self.width, self.each = self._corner()
+        self.height = channels * (self.each + 0.5) - 0.5
+
+    def draw(self, pen: _Pen, cells: dict[Index, _Cell], numbers: np.ndarray) -> None:
+        for channel in range(self.channels):
+            if not self.numbered:
+                self._images(pen, channel, cells)
+                continue
+            for index, cell in cells.items():
+                pen.cell(*self._place(channel, index), cell, numbers[channel, *index])
+
+    def outline(self, pen: _Pen, channel: int, corners: Sequence[Index]) -> None:
+        """A frame around the cells between the first and the last of `corners`."""
+        x, y = self._place(channel, corners[0])
+        right, below = self._place(channel, corners[-1])
+        pen.frame(x, y, right - x + self.scale, below - y + self.scale)
+
+    def _images(self, pen: _Pen, channel: int, cells: dict[Index, _Cell]) -> None:
+        *lead, rows, columns = (1,) * (2 - len(self.shape)) + self.shape
+        faces = np.array([FACES[cell.kind] for cell in cells.values()]).reshape(*lead, rows, columns)
+        for tile in np.ndindex(*lead):
+            first = (*tile, 0, 0)[-len(self.shape) :]
+            pen.image(*self._place(channel, first), columns * self.scale, rows * self.scale, faces[tile])
+
+    def _corner(self) -> tuple[float, float]:
+        if not all(self.shape):
+            return 0.0, 0.0
+        x, y = self._place(0, tuple(n - 1 for n in self.shape))
+        return x + self.scale, y + self.scale
+
+    def _place(self, channel: int, index: Index) -> tuple[float, float]:
+        where, steps = [0.0, 0.0], [self.scale, self.scale]
+        for i, (k, n) in enumerate(zip(reversed(index), reversed(self.shape), strict=True)):
+            where[i % 2] += k * steps[i % 2]
+            steps[i % 2] = steps[i % 2] * n + 0.5
+        return where[0], where[1] + (channel * (self.each + 0.5) if channel else 0)
+
+
+class _Pen:
+    """Cells, images and words at an offset."""
+
+    def __init__(self, axes: Any, x: float, y: float) -> None:
+        self.axes, self.x, self.y = axes, x, y
+
+    def at(self, x: float, y: float) -> _Pen:
+        return _Pen(self.axes, self.x + x, self.y + y)
+
+    def cell(self, x: float, y: float, cell: _Cell, value: float) -> None:
+        faint = cell.kind in ("padding", "between")
+        edge = {"edgecolor": "#b0b0b0", "linestyle": ":"} if faint else {"edgecolor": "#4a4a4a"}
+        if cell.kind == "unread":
+            self._rectangle(x, y, 1, 1, facecolor="white", edgecolor="#bcbcbc", hatch="////", linewidth=0)
+        face = "none" if cell.kind == "unread" else FACES[cell.kind]
+        self._rectangle(x, y, 1, 1, facecolor=face, linewidth=0.6, **edge)
+        text = f"{value:g}".replace("-", "−")
+        size = 7 if len(text) < 4 else 5.5
+        colour = "white" if cell.kind == "now" else FAINT if faint else INK
+        weight = "bold" if cell.strong else "normal"
+        self.text(x + 0.5, y + 0.52, text, colour, size=size, ha="center", va="center", weight=weight)
+
+    def frame(self, x: float, y: float, width: float, height: float) -> None:
+        self._rectangle(x, y, width, height, facecolor="none", edgecolor=INK, linewidth=1.6, zorder=3)
+
+    def image(self, x: float, y: float, width: float, height: float, faces: np.ndarray) -> None:
+        from matplotlib.colors import to_rgb
+
+        colours = np.array([to_rgb(face) for face in faces.ravel()]).reshape(*faces.shape, 3)
+        x, y = self.x + x, self.y + y
+        self.axes.imshow(colours, extent=(x, x + width, y + height, y), interpolation="nearest", aspect="auto")
+        self._rectangle(x - self.x, y - self.y, width, height, facecolor="none", edgecolor="#4a4a4a", linewidth=0.6)
+
+    def text(self, x: float, y: float, text: str, color: str = INK, size: float = 7, **options: Any) -> None:
+        self.axes.text(self.x + x, self.y + y, text, color=color, fontsize=size, **options)
+
+    def _rectangle(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        self.axes.add_patch(Rectangle((self.x + x, self.y + y), width, height, **options))
+
+
+def _corners(along: Sequence[range]) -> list[Index]:
+    """The first and the last index of a window."""
+    return [tuple(r[0] for r in along), tuple(r[-1] for r in along)]
+
+
+def _parts(e: Explanation, name: str, entry: Index) -> tuple[int, int, int, Index]:
+    """Group, row of the operand, output within the group, and position of the kernel, for an entry of a result."""
+    layout, groups, recipe = e.geometry.layout, e.geometry.groups, e.recipes[name]
+    if not entry:  # there is none
+        return 0, 0, 0, ()
+    spec = {"y": layout.y, "dx": layout.x, "dw": layout.w}[name]
+    first, second, *place = (entry[axis] for axis in spec)
+    per_group = (e.channels if name == "dx" else e.outputs) // groups
+    channel, row = (first, second) if name == "dw" else (second, first)
+    if recipe.result_rotated:
+        place = [n - 1 - p for p, n in zip(place, recipe.positions, strict=True)]
+    return channel // per_group, row, channel % per_group, tuple(place)
+
+
+def _kinds(row: _Row) -> Any:
+    """Says what stands at an index of the prepared operand: an element, one that is unread, or which kind of zero."""
+    recipe, axes = row.recipe, row.e.axes
+    lengths = row.e.geometry.out if recipe.operand == "g" else row.e.geometry.spatial
+    unread = [a.unread if row.name == "y" else 0 for a in axes]
+
+    def kind(index: Index) -> str:
+        found = "element"
+        for i, n, step, (lo, _), size, missed in zip(
+            index, lengths, recipe.operand_dilation, recipe.padding, row.operand.shape[1:], unread, strict=True
+        ):
+            if not 0 <= i - lo <= (n - 1) * step:
+                return "padding"
+            if (i - lo) % step:
+                found = "between"
+            elif i >= size - missed and found == "element":
+                found = "unread"
+        return found
+
+    return kind

@@ -1,0 +1,182 @@
+"""The three maps as the convolutions they are: what is dilated, padded, rotated, exchanged and moved, in numbers.
+
+Every map is one plain convolution once its two operands are prepared:
+
+    result[b, p, o] = Σ_{c,k} operand[b, s·p + d·k, c] · kernel[k, c, o]        in each group
+
+A `Recipe` says how to prepare them, and `follow` does what it says in NumPy, step by step and on whatever numbers: so a
+picture can show the steps, and a test that they lead to the gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxconv.geometry import Geometry, placed
+
+Pairs = tuple[tuple[int, int], ...]
+
+RESULT = {"conv": "y", "input_grad": "dx", "kernel_grad": "dw"}
+"""What each map computes."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to compute one of the three maps by moving one array over another. Spatial options have one entry per axis.
+
+    Attributes:
+      map: "conv", "input_grad" or "kernel_grad".
+      operand: the array that is moved over: "x" or "g".
+      kernel: the array that moves: "w" or "g".
+      operand_dilation: how far apart the operand's elements are moved, zeros between them.
+      padding: zeros added to the (dilated) operand at its low and high end; what is negative is cropped.
+      padding_rule: where these numbers come from, in the words of `jaxconv.geometry.Axis`.
+      kernel_dilation: distance between the kernel's elements.
+      stride: step of the kernel.
+      rotated: whether the kernel is rotated by 180° first.
+      exchanged: the arrays whose channels change places within each group: for w, inputs and outputs; for x and g,
+        batch and channels, so that the batch is what is summed.
+      result_rotated: whether the result is rotated by 180° last.
+      geometry: whose maps these are.
+    """
+
+    map: str
+    operand: str
+    kernel: str
+    operand_dilation: tuple[int, ...]
+    padding: Pairs
+    padding_rule: str
+    kernel_dilation: tuple[int, ...]
+    stride: tuple[int, ...]
+    rotated: bool
+    exchanged: tuple[str, ...]
+    result_rotated: bool
+    geometry: Geometry
+
+    @property
+    def result(self) -> str:
+        return RESULT[self.map]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many places the kernel visits along each axis."""
+        return {"y": self.geometry.out, "dx": self.geometry.spatial, "dw": self.geometry.taps}[self.result]
+
+    def prepared_operand(self, a: np.ndarray) -> np.ndarray:
+        """(group, batch, channel, *spatial), dilated, padded and cropped."""
+        a = self._arranged(a, self.operand)
+        for axis, (step, (lo, hi)) in enumerate(zip(self.operand_dilation, self.padding, strict=True), start=3):
+            a = _cropped(_dilated(a, axis, step), axis, lo, hi)
+        return a
+
+    def prepared_kernel(self, b: np.ndarray) -> np.ndarray:
+        """(group, output, channel, *taps), rotated; not dilated: `window` skips what dilation would fill with zeros."""
+        b = self._arranged(b, self.kernel)
+        return _rotated(b) if self.rotated else b
+
+    def window(self, position: tuple[int, ...], taps: tuple[int, ...]) -> tuple[slice, ...]:
+        """The elements of the prepared operand under a kernel of these taps."""
+        steps = zip(position, taps, self.stride, self.kernel_dilation, strict=True)
+        return tuple(slice(s * p, s * p + d * (k - 1) + 1, d) for p, k, s, d in steps)
+
+    def follow(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The map itself: a and b as the op gets them, the result as it returns it."""
+        operand, kernel = self.prepared_operand(a), self.prepared_kernel(b)
+        groups, batch, outputs = *operand.shape[:2], kernel.shape[1]
+        out = np.zeros((groups, batch, outputs, *self.positions))
+        if operand.size and kernel.size:
+            flat = kernel.reshape(groups, outputs, -1)
+            for position in np.ndindex(*self.positions):
+                under = operand[:, :, :, *self.window(position, kernel.shape[3:])]
+                out[:, :, :, *position] = under.reshape(groups, batch, -1) @ flat.swapaxes(1, 2)
+        return self._restored(_rotated(out) if self.result_rotated else out)
+
+    def _arranged(self, a: np.ndarray, name: str) -> np.ndarray:
+        """An array of the op as (group, n, channel, *spatial), or (group, out, in, *taps); exchanged if that is due."""
+        layout = {"x": self.geometry.layout.x, "w": self.geometry.layout.w, "g": self.geometry.layout.y}[name]
+        groups, split = self.geometry.groups, 0 if name == "w" else 1
+        a = a.transpose(layout)
+        a = a.reshape(*a.shape[:split], groups, a.shape[split] // groups, *a.shape[split + 1 :])
+        a = np.moveaxis(a, split, 0)
+        return a.swapaxes(1, 2) if name in self.exchanged else a
+
+    def _restored(self, out: np.ndarray) -> np.ndarray:
+        """The inverse of `_arranged` for the result."""
+        layout = {"y": self.geometry.layout.y, "dx": self.geometry.layout.x, "dw": self.geometry.layout.w}[self.result]
+        if self.result == "dw":
+            out = out.swapaxes(1, 2)  # the outputs first
+            out = out.reshape(out.shape[0] * out.shape[1], *out.shape[2:])
+        else:
+            out = np.moveaxis(out, 0, 1)
+            out = out.reshape(out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])
+        return out.transpose(np.argsort(layout))
+
+    def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the kernel that moves, as a kernel of the op's layout."""
+        place, w = self.geometry.layout.w, self.geometry.layout.w if self.kernel == "w" else self.geometry.layout.y
+        outputs, inputs, *taps = (shape[axis] for axis in w)
+        groups = self.geometry.groups
+        if self.kernel == "w" and "w" in self.exchanged:
+            outputs, inputs = inputs * groups, outputs // groups
+        elif self.kernel == "g":
+            outputs, inputs = inputs, outputs
+        return placed(place, outputs, inputs, taps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {
+            "map": self.map,
+            "operand": self.operand,
+            "operand_dilation": list(self.operand_dilation),
+            "padding": [list(pair) for pair in self.padding],
+            "padding_rule": self.padding_rule,
+            "kernel": self.kernel,
+            "rotated": self.rotated,
+            "exchanged": list(self.exchanged),
+            "kernel_dilation": list(self.kernel_dilation),
+            "stride": list(self.stride),
+            "result_rotated": self.result_rotated,
+        }
+
+
+def recipes(geometry: Geometry) -> dict[str, Recipe]:
+    """The three maps of a convolution, by what they compute: y, dx and dw."""
+    flipped = geometry.flip_kernel
+    return {
+        "y": Recipe(
+            "conv", "x", "w", geometry.input_dilation, geometry.padding, "lo, hi",
+            geometry.dilation, geometry.stride, flipped, (), False, geometry,
+        ),
+        "dx": Recipe(
+            "input_grad", "g", "w", geometry.stride, geometry.input_grad_padding,
+            "span − 1 − lo, span − 1 − hi + unread", geometry.dilation, geometry.input_dilation, not flipped, ("w",),
+            False, geometry,
+        ),
+        "dw": Recipe(
+            "kernel_grad", "x", "g", geometry.input_dilation, geometry.kernel_grad_padding, "lo, hi − unread",
+            geometry.stride, geometry.dilation, False, ("x", "g"), flipped, geometry,
+        ),
+    }  # fmt: skip
+
+
+def _dilated(a: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """`step − 1` zeros between neighbours."""
+    n = a.shape[axis]
+    wide = np.zeros((*a.shape[:axis], (n - 1) * step + 1 if n else 0, *a.shape[axis + 1 :]), a.dtype)
+    wide[(slice(None),) * axis + (slice(None, None, step),)] = a
+    return wide
+
+
+def _cropped(a: np.ndarray, axis: int, lo: int, hi: int) -> np.ndarray:
+    """Zeros at both ends; where negative, elements taken away instead, those just added included."""
+    before = (slice(None),) * axis
+    grown = np.pad(a, [(max(lo, 0), max(hi, 0)) if i == axis else (0, 0) for i in range(a.ndim)])
+    return grown[(*before, slice(max(-lo, 0), grown.shape[axis] - max(-hi, 0)))]
+
+
+def _rotated(a: np.ndarray) -> np.ndarray:
+    """Every spatial axis reversed."""
+    return np.flip(a, tuple(range(3, a.ndim)))

@@ -1,0 +1,158 @@
+"""An explanation as text and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxconv.explanation.equations import LATEX, LETTERS, number
+from jaxconv.explanation.recipes import Recipe
+from jaxconv.geometry import names
+
+if TYPE_CHECKING:
+    from jaxconv.explanation import Explanation
+
+TITLES = {
+    "y": "y = conv(x, w): the forward pass",
+    "dx": "dx = input_grad(δ, w): δ convolved with the kernel",
+    "dw": "dw = kernel_grad(x, δ): the input convolved with δ",
+}
+COLUMNS = ("n", "k", "stride", "dilation", "input_dilation", "lo", "hi", "span", "slack", "out", "unread")
+
+
+# Text
+
+
+def text(e: Explanation) -> str:
+    data, kernel = names(e.layout, e.geometry.rank)
+    lines = [
+        f"y {e.shapes['y']} = conv(x {e.shapes['x']}, w {e.shapes['w']}); {data} and {kernel}, indices count from 0",
+        "",
+        *_axes(e),
+    ]
+    for name, recipe in e.recipes.items():
+        shown, entries = e.equations[name], e.entries(name)
+        lines += ["", TITLES[name], *(f"  {step}" for step in steps(recipe, e.shapes))]
+        if len(shown) < entries:
+            lines.append(f"  {_count(entries, 'entry', 'entries')} of {number(e.total(name))} products; among them")
+        lines += [f"  {q}" for q in shown]
+    return "\n".join(lines)
+
+
+def _axes(e: Explanation) -> list[str]:
+    """One row of integers per spatial axis."""
+    rows = [("axis", *COLUMNS)] + [(str(i), *(str(getattr(a, c)) for c in COLUMNS)) for i, a in enumerate(e.axes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def steps(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """What to do, in order."""
+    operand, kernel = LETTERS[recipe.operand], LETTERS[recipe.kernel]
+    first = f"{operand} {shapes[_primal(recipe.operand)]}"
+    if max(recipe.operand_dilation) > 1:
+        first += f", its elements {_per_axis(recipe.operand_dilation)} apart, zeros between"
+    first += f", padded by {_per_axis(recipe.padding)}: ({recipe.padding_rule})"
+    second = f"{kernel} {shapes[_primal(recipe.kernel)]}"
+    if recipe.rotated:
+        second += ", rotated by 180°"
+    if recipe.exchanged == ("w",):
+        second += f", inputs and outputs exchanged{_within(recipe)}: {recipe.kernel_shape(shapes['w'])}"
+    if max(recipe.kernel_dilation) > 1:
+        second += f", its elements {_per_axis(recipe.kernel_dilation)} apart"
+    third = f"moves in steps of {_per_axis(recipe.stride)} to {' × '.join(map(str, recipe.positions))} places"
+    lines = [first, second, third]
+    if recipe.exchanged == ("x", "g"):
+        lines.append(f"batch and channels exchanged{_within(recipe)}: the batch is what is summed")
+    if recipe.result_rotated:
+        lines.append("the result is rotated by 180°")
+    return lines
+
+
+def _primal(name: str) -> str:
+    """Whose shape an array has: δ that of y."""
+    return {"g": "y", "dx": "x", "dw": "w"}.get(name, name)
+
+
+def _within(recipe: Recipe) -> str:
+    groups = recipe.geometry.groups
+    return f" within each of {groups} groups" if groups > 1 else ""
+
+
+def _per_axis(values: Sequence[Any]) -> str:
+    """One value where all axes agree."""
+    return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
+
+
+# LaTeX
+
+
+def latex(e: Explanation) -> str:
+    """An `align*` environment: the trilinear form, then per map its recipe and its equations."""
+    lines = [_form(e)]
+    for name, recipe in e.recipes.items():
+        lines += [_recipe(recipe), *(q.latex() for q in e.equations[name])]
+    return "\n".join([r"\begin{align*}", " \\\\\n".join(lines), r"\end{align*}"])
+
+
+def _form(e: Explanation) -> str:
+    """The one form that all three maps are gradients of, its index equation with the numbers put in."""
+    rank = e.geometry.rank
+    marks = [f"_{{{i}}}" if rank > 1 else "" for i in range(rank)]
+    meet = []
+    for mark, a in zip(marks, e.axes, strict=True):
+        tap = f"({a.k - 1} - k{mark})" if e.geometry.flip_kernel else f"k{mark}"
+        read = f"{_times(a.stride, f'p{mark}')} + {_times(a.dilation, tap)}"
+        read += f" - {a.lo}" if a.lo > 0 else f" + {-a.lo}" if a.lo else ""
+        meet.append(f"{_times(a.input_dilation, f'q{mark}')} = {read}")
+    p, k, q = (",".join(letter + mark for mark in marks) for letter in "pkq")
+    inner, outer = "c", "c"
+    if e.geometry.groups > 1:
+        per_in, per_out = e.channels // e.geometry.groups, e.outputs // e.geometry.groups
+        group = rf"\lfloor o / {per_out} \rfloor"
+        outer = f"{_times(per_in, group)} + c"
+    if e.layout == "NHWC":
+        y, x, w = f"n,{p},o", f"n,{q},{outer}", f"{k},{inner},o"
+    else:
+        y, x, w = f"n,o,{p}", f"n,{outer},{q}", f"o,{inner},{k}"
+    separator = r",\;"
+    return (
+        rf"T(x, w, \delta) &= \sum_{{n,p,k,c,o}} \delta_{{{y}}}\,x_{{{x}}}\,w_{{{w}}}"
+        rf" \qquad {separator.join(meet)}"
+    )
+
+
+def _times(factor: int, letter: str) -> str:
+    return letter if factor == 1 else f"{factor}{letter}"
+
+
+def _recipe(recipe: Recipe) -> str:
+    r"""pad(δ↑s) ⋆ rot180(wᵀ): ↑s puts s − 1 zeros between neighbours, ⋆ is the correlation, ↓s in steps of s."""
+
+    def apart(array: str, by: Sequence[int]) -> str:
+        return array if max(by) == 1 else rf"({array} \uparrow {_latex_axes(by)})"
+
+    operand, kernel = LATEX[recipe.operand], LATEX[recipe.kernel]
+    if recipe.operand in recipe.exchanged:
+        operand = rf"{operand}^\top"
+    if recipe.kernel in recipe.exchanged:
+        kernel = rf"{kernel}^\top"
+    operand = apart(operand, recipe.operand_dilation)
+    if any(any(pair) for pair in recipe.padding):
+        operand = rf"\mathrm{{pad}}_{{{_latex_axes(recipe.padding)}}} {operand}"
+    if recipe.rotated:
+        kernel = rf"\mathrm{{rot}}_{{180}} {kernel}"
+    total = rf"{operand} \star {apart(kernel, recipe.kernel_dilation)}"
+    if max(recipe.stride) > 1:
+        total = rf"({total}) \downarrow {_latex_axes(recipe.stride)}"
+    if recipe.result_rotated:
+        total = rf"\mathrm{{rot}}_{{180}} ({total})"
+    return f"{LATEX[recipe.result]} &= {total}"
+
+
+def _latex_axes(values: Sequence[Any]) -> str:
+    return _per_axis(values).replace("), (", r"),\,(")

@@ -1,0 +1,358 @@
+"""What `explain` says is true of the rules that run: its recipes, its equations, its pictures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxconv
+from jaxconv.explanation import Explanation
+from jaxconv.explanation.recipes import Recipe
+from jaxconv.rules import NAMED, ConvRules, rotated
+from tests import oracle
+from tests.cases import CASES, FEW, Case, in_layout
+from tests.test_sabotage import BENCH, WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
+
+Triple = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+SMALL = Case(
+    (2, 5, 4, 2), (3, 2, 1, 4), {"stride": (2, 1), "groups": 2, "dilation": (1, 2), "padding": ((1, 1), (0, 1))}
+)
+
+
+def explained(case: Case, **more: Any) -> Explanation:
+    return jaxconv.explain(case.x, case.w, **case.options, **more)
+
+
+def triples(case: Case) -> set[Triple]:
+    """Which x, w and g the trilinear form multiplies, by the oracle's own count; in NHWC."""
+    options = {name: value for name, value in case.options.items() if name != "groups"}
+    groups = case.options.get("groups", 1)
+    (n, *spatial, _), (*taps, per_in, outputs) = case.x, case.w
+    _, meetings = oracle.conv_meetings(spatial, taps, **options)
+    found = set()
+    for (p, k, q), i, c, o in itertools.product(meetings, range(n), range(per_in), range(outputs)):
+        found.add(((i, *q, o // (outputs // groups) * per_in + c), (*k, c, o), (i, *p, o)))
+    return found
+
+
+def read(e: Explanation, name: str) -> set[Triple]:
+    """The same, from the equations of every entry of one map."""
+    found = set()
+    for entry in np.ndindex(*e.shape(name)):
+        q = e.equation(name, entry)
+        for coefficient, left, right in q.products:
+            assert coefficient == 1
+            known = {q.factors[0]: left, q.factors[1]: right, {"y": "g", "dx": "x", "dw": "w"}[name]: entry}
+            triple = known["x"], known["w"], known["g"]
+            assert triple not in found
+            found.add(triple)
+    return found
+
+
+# True
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_explained_is_what_runs(case: Case) -> None:
+    assert explained(case).faults() == []
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_in_channels_first_too(case: Case) -> None:
+    assert explained(in_layout(case, "NCHW")).verify()
+
+
+@pytest.mark.parametrize("rules", [*(name for name in NAMED if name != "fast"), "autodiff"])
+def test_every_rule_set_can_be_read(rules: str) -> None:
+    assert explained(SMALL, rules=rules).verify()
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dw"])
+@pytest.mark.parametrize("case", [SMALL, FEW[1]], ids=str)
+def test_the_three_maps_multiply_the_same_triples(case: Case, name: str) -> None:
+    assert read(explained(case), name) == triples(case)
+
+
+@pytest.mark.parametrize("case", [*FEW, *BENCH], ids=str)
+def test_the_recipes_compute_what_the_loops_compute(case: Case) -> None:
+    e, options = explained(case), case.options
+    x, w, g = (e.example[name] for name in ("x", "w", "g"))
+    assert np.array_equal(e.recipes["y"].follow(x, w), oracle.conv(x, w, **options))
+    assert np.array_equal(e.recipes["dx"].follow(g, w), oracle.conv_input_grad(g, w, x.shape[1:-1], **options))
+    assert np.array_equal(e.recipes["dw"].follow(x, g), oracle.conv_kernel_grad(x, g, w.shape[:-2], **options))
+
+
+def test_the_articles_equations() -> None:
+    """3×3 and 2×2: four equations for the output, nine for the input gradient, four for the kernel gradient."""
+    e = jaxconv.explain((1, 3, 3, 1), (2, 2, 1, 1), padding="VALID")
+    assert [len(e.equations[name]) for name in ("y", "dx", "dw")] == [4, 9, 4]
+    assert str(e.equation("dx", (0, 1, 2, 0))) == "dx[0,1,2,0] = δ[0,0,1,0]·w[1,1,0,0] + δ[0,1,1,0]·w[0,1,0,0]"
+    assert str(e.equation("dx", (0, 2, 2, 0))) == "dx[0,2,2,0] = δ[0,1,1,0]·w[1,1,0,0]"
+    assert str(e.equation("dw", (0, 1, 0, 0))) == (
+        "dw[0,1,0,0] = x[0,0,1,0]·δ[0,0,0,0] + x[0,0,2,0]·δ[0,0,1,0] + x[0,1,1,0]·δ[0,1,0,0] + x[0,1,2,0]·δ[0,1,1,0]"
+    )
+
+
+def test_twenty_filters_on_three_colours_go_back_by_three_kernels_of_depth_twenty() -> None:
+    e = jaxconv.explain((1, 6, 6, 3), (3, 3, 3, 20), padding="VALID")
+    assert e.recipes["dx"].kernel_shape(e.shapes["w"]) == (3, 3, 20, 3)
+    assert "rotated by 180°, inputs and outputs exchanged: (3, 3, 20, 3)" in str(e)
+    assert len(e.equation("dx", (0, 2, 2, 0)).products) == 9 * 20
+
+
+def test_a_stride_becomes_a_dilation_and_what_it_leaves_over_is_cropped() -> None:
+    e = jaxconv.explain((1, 6, 5, 1), (3, 2, 1, 1), stride=(2, 3), padding=((1, 0), (0, 0)))
+    dx, dw = e.recipes["dx"], e.recipes["dw"]
+    assert e.geometry.unread == (0, 0) and dx.operand_dilation == (2, 3) and dx.stride == (1, 1)
+    assert dw.kernel_dilation == (2, 3) and dw.stride == (1, 1) and dw.padding == ((1, 0), (0, 0))
+    e = jaxconv.explain((1, 6, 1), (3, 1, 1), stride=2, padding="VALID", dilation=1)
+    assert e.geometry.unread == (1,)
+    assert e.recipes["dx"].padding == ((2, 3),) and e.recipes["dw"].padding == ((0, -1),)
+    assert str(e.equation("dx", (0, 5, 0))) == "dx[0,5,0] = 0"
+
+
+def test_a_true_convolution_rotates_forward_and_not_backward() -> None:
+    e = jaxconv.explain((1, 4, 1), (2, 1, 1), flip_kernel=True)
+    assert [recipe.rotated for recipe in e.recipes.values()] == [True, False, False]
+    assert e.recipes["dw"].result_rotated and e.verify()
+
+
+# False
+
+
+def with_rules(name: str, rule: Any) -> ConvRules:
+    return ConvRules(rule, kernel_grad) if name == "dx" else ConvRules(input_grad, rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [*(("dx", wrong) for wrong in WRONG_INPUT_GRADS), *(("dw", wrong) for wrong in WRONG_KERNEL_GRADS)],
+)
+def test_a_wrong_rule_does_not_verify(name: str, wrong: str) -> None:
+    rules = with_rules(name, (WRONG_INPUT_GRADS if name == "dx" else WRONG_KERNEL_GRADS)[wrong])
+    telling = {"input dilation": BENCH[3], "remainder": BENCH[1], "circular": BENCH[0]}
+    case = next((case for word, case in telling.items() if word in wrong), BENCH[2])
+    assert not explained(case, rules=rules).verify()
+
+
+@pytest.mark.parametrize("case", BENCH[1:4], ids=str)
+def test_the_right_rule_that_they_were_made_of_verifies(case: Case) -> None:
+    assert explained(case, rules=ConvRules(input_grad, kernel_grad)).verify()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "printed"),
+    [
+        ("the kernel is not rotated", "δ[0,0,0,0]·w[0,0,0,0] + δ[0,0,1,0]·w[0,1,0,0]"),
+        ("the sign is wrong", "−δ"),
+        ("all is scaled by 1.001", "1.001·δ"),
+        ("the taps are transposed", "δ[0,0,0,0]·w[1,1,0,0] + δ[0,0,1,0]·w[0,1,0,0]"),
+    ],
+)
+def test_a_wrong_rule_prints_wrong_equations(wrong: str, printed: str) -> None:
+    e = jaxconv.explain((1, 3, 3, 1), (2, 2, 1, 1), padding="VALID", rules=with_rules("dx", WRONG_INPUT_GRADS[wrong]))
+    text = str(e.equation("dx", (0, 1, 1, 0)))
+    assert printed in (text if wrong != "the sign is wrong" else text.replace("= − δ", "= −δ"))
+    assert any(fault.startswith("dx") or "computes dx" in fault for fault in e.faults())
+    assert not any("dw" in fault for fault in e.faults())
+
+
+def test_an_element_that_meets_several_others_is_asked_one_by_one() -> None:
+    def smeared(g: jax.Array, w: jax.Array, geometry: Any) -> jax.Array:
+        return rotated.input_grad(g, w + 0.5 * jnp.roll(w, 1, 0), geometry)
+
+    e = jaxconv.explain((1, 4, 1), (2, 1, 1), padding="VALID", rules=ConvRules(smeared, rotated.kernel_grad))
+    assert str(e.equation("dx", (0, 1, 0))) == (
+        "dx[0,1,0] = 0.5·δ[0,0,0]·w[0,0,0] + δ[0,0,0]·w[1,0,0] + δ[0,1,0]·w[0,0,0] + 0.5·δ[0,1,0]·w[1,0,0]"
+    )
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dw"])
+def test_a_wrong_recipe_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = explained(SMALL)
+    recipe = e.recipes[name]
+    (lo, hi), *rest = recipe.padding
+    wrong = Recipe(**{**recipe.__dict__, "padding": ((lo + 1, hi - 1), *rest)})
+    monkeypatch.setitem(e.recipes, name, wrong)
+    (fault,) = e.faults()
+    assert re.fullmatch(rf"{name}\[[\d, ]+\]: the recipe gives -?\d+, the rule -?\d+\.", fault)
+
+
+# Text, LaTeX, JSON
+
+
+def test_small_ones_are_written_out_and_large_ones_counted() -> None:
+    small = str(jaxconv.explain((1, 3, 3, 1), (2, 2, 1, 1), padding="VALID"))
+    assert small.count("dx[") == 9 and "products" not in small
+    large = jaxconv.explain((2, 12, 12, 8), (3, 3, 4, 16), stride=2, groups=2, rules="rotated")
+    text = str(large)
+    assert text.count("dx[") == 1 and "2,304 entries of" in text and "products)" in text
+    assert large.total("dx") == large.total("dw") == large.total("y") == len(triples(Case(
+        (2, 12, 12, 8), (3, 3, 4, 16), {"stride": 2, "groups": 2}
+    )))  # fmt: skip
+
+
+def test_the_text_names_every_number_of_the_derivation() -> None:
+    options = {"stride": (2, 3), "padding": ((2, 0), (-1, 1)), "groups": 2, "rules": "rotated"}
+    text = str(jaxconv.explain((1, 8, 7, 2), (3, 2, 1, 2), **options))
+    axis = text.splitlines()[2:5]
+    assert axis[0].split() == ["axis", *jaxconv.explanation.writing.COLUMNS]
+    assert axis[1].split() == ["0", "8", "3", "2", "1", "1", "2", "0", "3", "7", "4", "1"]
+    assert axis[2].split() == ["1", "7", "2", "3", "1", "1", "-1", "1", "2", "5", "2", "2"]
+    assert "δ (1, 4, 2, 2), its elements 2, 3 apart, zeros between, padded by (0, 3), (2, 2)" in text
+    assert "x (1, 8, 7, 2), padded by (2, -1), (-1, -1): (lo, hi − unread)" in text
+    assert "exchanged within each of 2 groups: (3, 2, 1, 2)" in text
+
+
+def test_json_holds_the_products() -> None:
+    e = explained(SMALL, rules="rotated")
+    known = json.loads(json.dumps(e.to_dict()))
+    assert known["axes"][0]["unread"] == e.geometry.unread[0] and known["shapes"]["x"] == [2, 5, 4, 2]
+    for name, first, second in (("y", "x", "w"), ("dx", "g", "w"), ("dw", "x", "g")):
+        entry = known["maps"][name]
+        assert entry["recipe"]["padding"] == [list(pair) for pair in e.recipes[name].padding]
+        assert entry["products"] == len(triples(SMALL)) and entry["entries"] == e.example[name].size
+        for equation in entry["equations"]:
+            total = sum(
+                p["coefficient"] * e.example[first][tuple(p[first])] * e.example[second][tuple(p[second])]
+                for p in equation["products"]
+            )
+            assert total == e.example[name][tuple(equation["entry"])]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_latex_can_be_typeset(case: Case, layout: str) -> None:
+    mathtext = pytest.importorskip("matplotlib.mathtext").MathTextParser("path")
+    lines = explained(in_layout(case, layout), rules="rotated").latex().splitlines()
+    assert lines[0] == r"\begin{align*}" and lines[-1] == r"\end{align*}"
+    for line in lines[1:-1]:
+        left, right = line.removesuffix(r" \\").split(" &= ")
+        for side in (left, right):
+            mathtext.parse(f"${side}$")
+
+
+def test_latex_says_the_recipe() -> None:
+    latex = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID").latex()
+    assert r"q_{0} = 2p_{0} + k_{0}" in latex
+    assert (
+        r"\frac{\partial L}{\partial x} &= \mathrm{pad}_{(1, 2)} (\delta \uparrow 2) \star \mathrm{rot}_{180} w^\top"
+        in latex
+    )
+    assert r"\frac{\partial L}{\partial w} &= \mathrm{pad}_{(0, -1)} x^\top \star (\delta^\top \uparrow 2)" in latex
+
+
+# Pictures
+
+
+def words(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+@pytest.mark.parametrize("case", [SMALL, FEW[0], FEW[5], CASES[-2], Case((3, 40, 30, 5), (5, 5, 5, 2), {"stride": 2})])
+def test_any_geometry_is_drawn(case: Case) -> None:
+    figure = explained(case, rules="rotated").figure()
+    assert len(words(figure)) > 3
+
+
+def test_a_picture_shows_the_rules_numbers() -> None:
+    e = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID")
+    shown = words(e.figure(maps=["dx"]))
+    dx = [f"{value:g}".replace("-", "−") for value in e.example["dx"].ravel()]
+    kernel = [f"{value:g}".replace("-", "−") for value in e.example["w"][::-1, ::-1].ravel()]
+    assert shown[-27:-2] == dx or shown[-26:-1] == dx
+    start = next(i for i in range(len(shown)) if shown[i : i + 4] == kernel)
+    assert shown[start - 37 : start - 1].count("0") >= 36 - 4
+    assert "dx: padded dilated δ ⋆ w rotated by 180°" in shown
+    assert shown[-1].startswith("dx[0,2,2,0] = ") and shown[-1].endswith(
+        f"= {e.example['dx'][0, 2, 2, 0]:g}".replace("-", "−")
+    )
+
+
+def test_files_of_every_format(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    e = jaxconv.explain((1, 4, 1), (2, 1, 1), padding="VALID")
+    for suffix in ("svg", "png", "pdf", "gif"):
+        e.figure(tmp_path / f"recipe.{suffix}")
+    assert (tmp_path / "recipe.svg").read_text().lstrip().startswith("<?xml")
+    assert (tmp_path / "recipe.png").read_bytes()[:4] == b"\x89PNG"
+    with image.open(tmp_path / "recipe.gif") as animation:
+        assert animation.n_frames == 4  # dx has the most positions
+    e.figure(tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "recipe.svg").read_bytes()
+
+
+def test_a_strip_shows_as_many_positions_side_by_side() -> None:
+    e = jaxconv.explain((1, 4, 1), (2, 1, 1), padding="VALID")
+    titles = [word for word in words(e.figure(frames=3)) if word.startswith("dx:")]
+    sums = [word for word in words(e.figure(frames=3)) if word.startswith("dx[")]
+    assert len(titles) == 3 and [s[:9] for s in sums] == ["dx[0,0,0]", "dx[0,2,0]", "dx[0,3,0]"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        (((1, 5, 5, 3), (3, 3, 2, 4)), {}),
+        (((5, 5, 3), (3, 3, 3, 4)), {}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"stride": 0}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"padding": "FULL"}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"padding": ((-3, -3), (0, 0))}),
+        (((1, 5, 5, 4), (3, 3, 2, 3)), {"groups": 2}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"dilation": (1, 2, 3)}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"layout": "HWC"}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"rules": "slow"}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"engine": "gpu"}),
+        (((1, 5, 5, 3), (3, 3, 3, 4)), {"flip_kernel": 1}),
+        (((1, 5, 5, 3), (0, 3, 3, 4)), {}),
+    ],
+)
+def test_a_bad_geometry_is_refused_in_the_words_of_conv(shapes: Any, options: Any) -> None:
+    with pytest.raises((ValueError, TypeError)) as of_conv:
+        jaxconv.conv(*(jnp.zeros(shape) for shape in shapes), **options)
+    with pytest.raises(type(of_conv.value)) as of_explain:
+        jaxconv.explain(*shapes, **options)
+    assert str(of_explain.value) == str(of_conv.value).replace("conv:", "explain:", 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 5.0, 5, 1), "1551", 5, (1, -5, 5, 1)])
+def test_a_shape_must_be_one(shape: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="explain: input_shape"):
+        jaxconv.explain(shape, (2, 2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.equation("db", (0,)), "explain: the equation must be one of y, dx, dw, but is 'db'."),
+        (lambda e: e.equation("dx", (0, 5, 0, 0)), r"below \(1, 5, 5, 1\), but is \(0, 5, 0, 0\)"),
+        (lambda e: e.equation("dx", (0, 1)), "one index per axis of dx"),
+        (lambda e: e.figure(maps=["db"]), "explain: maps must be some of y, dx, dw, but are 'db'."),
+        (lambda e: e.figure(frames=0), "explain: frames must be at least 1, but 0 < 1."),
+        (lambda e: e.figure("recipe.bmp"), "must end in one of .svg, .png, .pdf, .gif, but is 'recipe.bmp'"),
+        (lambda e: jaxconv.explain((1, 9, 9, 1), (2, 2, 1, 1)).figure(frames=60), "Ask for fewer, or for a GIF."),
+    ],
+)
+def test_a_question_that_has_no_answer(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), padding="VALID"))
+
+
+def test_a_rule_that_jax_cannot_differentiate_cannot_be_read() -> None:
+    def opaque(g: jax.Array, w: jax.Array, geometry: Any) -> jax.Array:
+        out = jax.ShapeDtypeStruct(geometry.x_shape(g.shape[0], w.shape[-2]), g.dtype)
+        return jax.pure_callback(lambda *_: np.zeros(out.shape, out.dtype), out, g, w)
+
+    e = jaxconv.explain((1, 4, 1), (2, 1, 1), rules=ConvRules(opaque, rotated.kernel_grad))
+    with pytest.raises(TypeError, match=r"explain: rules\.input_grad must be a function of arrays that JAX can differ"):
+        e.equation("dx", (0, 0, 0))
