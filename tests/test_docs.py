@@ -18,12 +18,13 @@ import jaxconv
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TOUR = ROOT / "docs" / "tour.md"
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
 PUBLIC = sorted(jaxconv.__all__)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -85,6 +86,22 @@ def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:
     assert all("-m venv" in c and "pip install" in c for c in commands)
 
 
-def test_the_readme_links_to_files_that_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+@pytest.mark.parametrize("page", [ROOT / "README.md", TOUR], ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert links and all((page.parent / link).exists() for link in links)
+
+
+def test_the_tour_prints_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    session: dict[str, object] = {}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for code in blocks("python", TOUR.read_text()):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, TOUR.name, "exec"), session)
+            promised = [line.split("  # ", 1)[1] for line in code.splitlines() if line.startswith("print(")]
+            # A matrix is printed over several lines, in the comment on one.
+            said = printed.getvalue().replace("\n ", " ").splitlines()
+            assert promised == said
+    assert (tmp_path / "backward.svg").stat().st_size > 0
