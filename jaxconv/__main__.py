@@ -197,45 +197,48 @@ def _explain(options: Any) -> int:
         dilation=options.dilation, input_dilation=options.input_dilation, groups=options.groups,
         flip_kernel=options.flip_kernel, layout=options.layout, rules=options.rules,
     )  # fmt: skip
-    page = explanation.html() if options.html else ""  # what cannot be shown is refused before anything is written
-    if options.entry:
-        equation = explanation.equation(*options.entry)
-        print(equation.latex() if options.latex else equation)
-    else:
-        print(explanation.latex() if options.latex else explanation)
-    if options.json:
-        options.json.write_text(json.dumps(explanation.to_dict(), indent=2) + "\n")
+    # What cannot be shown is refused before anything is written.
+    said = explanation.equation(*options.entry) if options.entry else explanation
+    page = explanation.html() if options.html else ""
     if options.figure:
         explanation.figure(options.figure, frames=options.frames)
     if options.html:
         options.html.write_text(page, encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(explanation.to_dict(), indent=2) + "\n")
+    print(said.latex() if options.latex else said)
     faults = explanation.faults()
     for fault in faults:
         print(f"WRONG: {fault}", file=sys.stderr)
     return 1 if faults else 0
 
 
+def _integers(text: str, example: str, separator: str = ",") -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(separator))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be written like {example}, but is {text!r}") from error
+
+
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
+    return _integers(text, "1,5,5,1")
 
 
 def _per_axis(text: str) -> int | tuple[int, ...]:
-    numbers = _shape(text)
-    return numbers if "," in text else numbers[0]
+    numbers = _integers(text, "2 or 2,1")
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _padding(text: str) -> str | int | tuple[Any, ...]:
     """A word, a number, one per axis, or LO:HI per axis."""
     if text[:1].isalpha():
         return text
-    if ":" not in text:
-        return _per_axis(text)
-    return tuple(tuple(int(n) for n in pair.split(":")) for pair in text.split(","))
+    return tuple(_integers(p, "1:0,2:1", ":") for p in text.split(",")) if ":" in text else _per_axis(text)
 
 
 def _entry(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, indices = text.rstrip("]").partition("[")
-    return name, _shape(indices)
+    name, _, indices = text.removesuffix("]").partition("[")
+    return name, _integers(indices, "dx[0,1,2,0]")
 
 
 # doctor

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxconv
 from jaxconv.__main__ import main
 
 OPS = """
@@ -119,6 +120,51 @@ def test_a_file_that_fails_or_says_no_arguments(tmp_path: Path, capsys: pytest.C
     }.items():
         assert main(["check", f"{tmp_path / name}:f"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_explain_prints_draws_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = {name: tmp_path / f"recipe.{name}" for name in ("json", "svg", "html")}
+    shapes = ["1,6,5,2", "3,2,1,4", "--stride", "2,1", "--padding=-1:1,0:2", "--groups", "2", "--dilation", "1"]
+    written = ["--json", files["json"], "--figure", files["svg"], "--html", files["html"]]
+    assert main(["explain", *shapes, *map(str, written)]) == 0
+    expected = jaxconv.explain((1, 6, 5, 2), (3, 2, 1, 4), stride=(2, 1), padding=((-1, 1), (0, 2)), groups=2)
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert json.loads(files["json"].read_text()) == expected.to_dict()
+    assert files["svg"].stat().st_size > 0 and files["html"].read_text().startswith("<!doctype html>")
+
+
+def test_explain_says_one_entry_in_text_or_latex(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "1,4,1", "2,1,1", "--padding", "VALID", "--entry", "dx[0,1,0]"]) == 0
+    assert capsys.readouterr().out == "dx[0,1,0] = δ[0,0,0]·w[1,0,0] + δ[0,1,0]·w[0,0,0]\n"
+    assert main(["explain", "--rules", "textbook", "--latex"]) == 0
+    assert capsys.readouterr().out.startswith(r"\begin{align*}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["1,5,5,2", "2,2,1,1"], "explain: w.shape[2] * groups must equal x.shape[-1], but 1 * 1 != 2"),
+        (["1,5,5,1", "2,2,1,1", "--stride", "0"], "explain: stride must be at least 1, but 0 < 1."),
+        (["--entry", "dx[0,9,0,0]"], "explain: the entry must have one index per axis of dx"),
+        (["1,4,4,4,1", "2,2,2,1,1", "--html", "page.html"], "explain: --html draws at most 2 spatial axes"),
+        (["--figure", "recipe.bmp"], "explain: a figure's path must end in one of .svg, .png, .pdf, .gif"),
+        (["--json", "no/such/folder.json"], "its folder is not a folder"),
+    ],
+)
+def test_what_cannot_be_explained_is_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", *words]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("jaxconv: ") and message in error and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["1,x"], ["1,5,5,1", "2,2,1,1", "--padding", "1:x"], ["--entry", "dx[]"]])
+def test_numbers_that_are_none_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["explain", *words])
+    assert exit_.value.code == 2 and "must be written like" in capsys.readouterr().err
 
 
 def test_doctor_in_a_fresh_process() -> None:
