@@ -115,15 +115,12 @@ class Recipe:
         return out.transpose(np.argsort(layout))
 
     def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the kernel that moves, as a kernel of the op's layout."""
-        place, w = self.geometry.layout.w, self.geometry.layout.w if self.kernel == "w" else self.geometry.layout.y
-        outputs, inputs, *taps = (shape[axis] for axis in w)
-        groups = self.geometry.groups
-        if self.kernel == "w" and "w" in self.exchanged:
+        """The shape of the w that moves, for a w of this shape: 20 filters of depth 3 become 3 of depth 20."""
+        layout, groups = self.geometry.layout.w, self.geometry.groups
+        outputs, inputs, *taps = (shape[axis] for axis in layout)
+        if "w" in self.exchanged:
             outputs, inputs = inputs * groups, outputs // groups
-        elif self.kernel == "g":
-            outputs, inputs = inputs, outputs
-        return placed(place, outputs, inputs, taps)
+        return placed(layout, outputs, inputs, taps)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
