@@ -108,6 +108,20 @@ def test_twenty_filters_on_three_colours_go_back_by_three_kernels_of_depth_twent
     assert len(e.equation("dx", (0, 2, 2, 0)).products) == 9 * 20
 
 
+def test_channels_are_exchanged_as_the_text_says() -> None:
+    for layout, said in (
+        ("NHWC", "w′[k, o, 2g + c] = w[k, c, 3g + o]"),
+        ("NCHW", "w′[2g + c, o, k] = w[3g + o, c, k]"),
+    ):
+        case = in_layout(Case((1, 4, 4), (2, 2, 6), {"groups": 2}), layout)
+        e = explained(case, rules="rotated")
+        assert said in str(e)
+        w, turned = e.example["w"], e.recipes["dx"].prepared_kernel(e.example["w"])  # (g, c, o, k), rotated
+        for g, c, o, k in np.ndindex(2, 2, 3, 2):
+            index = (k, c, 3 * g + o) if layout == "NHWC" else (3 * g + o, c, k)
+            assert turned[g, c, o, 1 - k] == w[index]
+
+
 def test_a_stride_becomes_a_dilation_and_what_it_leaves_over_is_cropped() -> None:
     e = jaxconv.explain((1, 6, 5, 1), (3, 2, 1, 1), stride=(2, 3), padding=((1, 0), (0, 0)))
     dx, dw = e.recipes["dx"], e.recipes["dw"]
@@ -161,7 +175,8 @@ def test_a_wrong_rule_prints_wrong_equations(wrong: str, printed: str) -> None:
     e = jaxconv.explain((1, 3, 3, 1), (2, 2, 1, 1), padding="VALID", rules=with_rules("dx", WRONG_INPUT_GRADS[wrong]))
     text = str(e.equation("dx", (0, 1, 1, 0)))
     assert printed in (text if wrong != "the sign is wrong" else text.replace("= − δ", "= −δ"))
-    assert any(fault.startswith("dx") or "computes dx" in fault for fault in e.faults())
+    assert f"the rule computes {text}, but the indices that meet are others." in e.faults()
+    assert any(fault.startswith("dx") and "the recipe gives" in fault for fault in e.faults())
     assert not any("dw" in fault for fault in e.faults())
 
 
@@ -207,9 +222,11 @@ def test_the_text_names_every_number_of_the_derivation() -> None:
     assert axis[0].split() == ["axis", *jaxconv.explanation.writing.COLUMNS]
     assert axis[1].split() == ["0", "8", "3", "2", "1", "1", "2", "0", "3", "7", "4", "1"]
     assert axis[2].split() == ["1", "7", "2", "3", "1", "1", "-1", "1", "2", "5", "2", "2"]
-    assert "δ (1, 4, 2, 2), its elements 2, 3 apart, zeros between, padded by (0, 3), (2, 2)" in text
+    assert "padded by (2, 0), (-1, 1): (lo, hi)" in text and "moves in steps of 2, 3 to 4 × 2 places" in text
+    δ = "δ (1, 4, 2, 2), its elements 2, 3 apart, zeros between, padded by (0, 3), (2, 2)"
+    assert f"{δ}: (span − 1 − lo, span − 1 − hi + unread)" in text and "moves in steps of 1 to 8 × 7 places" in text
     assert "x (1, 8, 7, 2), padded by (2, -1), (-1, -1): (lo, hi − unread)" in text
-    assert "exchanged within each of 2 groups: (3, 2, 1, 2)" in text
+    assert "exchanged within each of 2 groups: (3, 2, 1, 2), w′[k, o, g + c] = w[k, c, g + o]" in text
 
 
 def test_json_holds_the_products() -> None:
@@ -242,12 +259,25 @@ def test_latex_can_be_typeset(case: Case, layout: str) -> None:
 
 def test_latex_says_the_recipe() -> None:
     latex = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID").latex()
-    assert r"q_{0} = 2p_{0} + k_{0}" in latex
+    assert r"q_{0} = 2p_{0} + k_{0},\;q_{1} = 2p_{1} + k_{1}" in latex
     assert (
         r"\frac{\partial L}{\partial x} &= \mathrm{pad}_{(1, 2)} (\delta \uparrow 2) \star \mathrm{rot}_{180} w^\top"
         in latex
     )
     assert r"\frac{\partial L}{\partial w} &= \mathrm{pad}_{(0, -1)} x^\top \star (\delta^\top \uparrow 2)" in latex
+
+
+def test_latex_says_which_indices_meet() -> None:
+    options = {
+        "stride": (2, 1),
+        "dilation": (1, 3),
+        "padding": ((2, 0), (-1, 1)),
+        "input_dilation": (3, 1),
+        "groups": 2,
+    }
+    latex = jaxconv.explain((1, 5, 9, 4), (2, 3, 2, 6), **options, flip_kernel=True, rules="rotated").latex()
+    assert r"3q_{0} = 2p_{0} + (1 - k_{0}) - 2,\;q_{1} = p_{1} + 3(2 - k_{1}) + 1" in latex
+    assert r"x_{n,q_{0},q_{1},2\lfloor o / 3 \rfloor + c}" in latex
 
 
 # Pictures
@@ -295,6 +325,8 @@ def test_a_strip_shows_as_many_positions_side_by_side() -> None:
     titles = [word for word in words(e.figure(frames=3)) if word.startswith("dx:")]
     sums = [word for word in words(e.figure(frames=3)) if word.startswith("dx[")]
     assert len(titles) == 3 and [s[:9] for s in sums] == ["dx[0,0,0]", "dx[0,2,0]", "dx[0,3,0]"]
+    marked = [t.get_text() for t in e.figure(frames=3, maps="dx").axes[0].texts if t.get_color() == "white"]
+    assert marked == [f"{e.example['dx'][0, q, 0]:g}".replace("-", "−") for q in (0, 2, 3)]
 
 
 # Errors

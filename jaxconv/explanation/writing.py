@@ -58,6 +58,7 @@ def steps(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> list[str]:
         second += ", rotated by 180°"
     if recipe.exchanged == ("w",):
         second += f", inputs and outputs exchanged{_within(recipe)}: {recipe.kernel_shape(shapes['w'])}"
+        second += f", {_exchange(recipe, shapes['w'])}"
     if max(recipe.kernel_dilation) > 1:
         second += f", its elements {_per_axis(recipe.kernel_dilation)} apart"
     third = f"moves in steps of {_per_axis(recipe.stride)} to {' × '.join(map(str, recipe.positions))} places"
@@ -67,6 +68,16 @@ def steps(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     if recipe.result_rotated:
         lines.append("the result is rotated by 180°")
     return lines
+
+
+def _exchange(recipe: Recipe, shape: Sequence[int]) -> str:
+    """Which entry of w stands where in w′, its channels exchanged; g is the group."""
+    geometry = recipe.geometry
+    outputs, inputs = (shape[axis] for axis in geometry.layout.w[:2])
+    c, o = "c", "o"
+    if geometry.groups > 1:
+        c, o = f"{_times(inputs, 'g')} + c", f"{_times(outputs // geometry.groups, 'g')} + o"
+    return f"w′[k, o, {c}] = w[k, c, {o}]" if geometry.layout.w[0] else f"w′[{c}, o, k] = w[{o}, c, k]"
 
 
 def _primal(name: str) -> str:
