@@ -232,6 +232,8 @@ def test_the_text_names_every_number_of_the_derivation() -> None:
 def test_json_holds_the_products() -> None:
     e = explained(SMALL, rules="rotated")
     known = json.loads(json.dumps(e.to_dict()))
+    assert known["flip_kernel"] is False and known["groups"] == 2 and known["layout"] == "NHWC"
+    assert jaxconv.explain((1, 4, 1), (2, 1, 1), flip_kernel=True, rules="rotated").to_dict()["flip_kernel"] is True
     assert known["axes"][0]["unread"] == e.geometry.unread[0] and known["shapes"]["x"] == [2, 5, 4, 2]
     for name, first, second in (("y", "x", "w"), ("dx", "g", "w"), ("dw", "x", "g")):
         entry = known["maps"][name]
@@ -305,6 +307,15 @@ def test_a_picture_shows_the_rules_numbers() -> None:
     assert shown[-1].startswith("dx[0,2,2,0] = ") and shown[-1].endswith(
         f"= {e.example['dx'][0, 2, 2, 0]:g}".replace("-", "−")
     )
+
+
+def test_the_window_lies_on_what_is_multiplied_and_what_no_window_reads_is_hatched() -> None:
+    e = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID")
+    axes = e.figure(maps="y", frames=4).axes[0]
+    x, w, y = (e.example[name][..., 0, 0] if name == "w" else e.example[name][0, ..., 0] for name in ("x", "w", "y"))
+    _, *bold = [t.get_text() for t in axes.texts if t.get_weight() == "bold"][:10]
+    assert bold == [f"{v:g}".replace("-", "−") for v in (*x[:2, :2].ravel(), *w.ravel(), y[0, 0])]
+    assert sum(patch.get_hatch() is not None for patch in axes.patches) == 4 * (5 + 5 - 1)
 
 
 def test_files_of_every_format(tmp_path: Path) -> None:
