@@ -27,8 +27,9 @@ function resolvedAxis(axis) {
   const slack = length + lo + hi - span;
   const out = slack < 0 ? 0 : Math.floor(slack / s) + 1;
   const unread = mod(slack, s);
+  const reads = new Set(range(out).flatMap((p) => range(k).map((tap) => s * p + d * tap))); // counted from −lo
   return {
-    ...axis, length, span, slack, out, unread,
+    ...axis, length, span, slack, out, unread, reads,
     input_grad_padding: [span - 1 - lo, span - 1 - hi + unread],
     kernel_grad_padding: [lo, hi - unread],
   };
@@ -156,7 +157,7 @@ const DIGITS = { x: [1, 4, 2, 5, 3], w: [2, -1, 1, 3, -2], delta: [1, -2, 2, 3, 
 
 /** A small integer for a place, never 0: a zero on the page is one that padding or dilation has put there. */
 function digit(array, ...place) {
-  const mixed = place.reduce((t, j) => (t * 31 + j * 17 + 7) % 101, { x: 3, w: 8, delta: 5 }[array]);
+  const mixed = place.reduce((t, j) => (t * 31 + j * 17 + 7) % 101, { x: 3, w: 69, delta: 5 }[array]);
   return DIGITS[array][(mixed * mixed) % 101 % 5];
 }
 
@@ -198,6 +199,16 @@ function byKey(geometry, planes) {
     plane.grid.flatMap((row, h) => row.map((value, w) => [keyOf(geometry, plane, h, w), value]))));
 }
 
+/** Where the recipes and the sums differ, or a result has not the entries of what it is the gradient of. */
+function disagreements(values, total) {
+  const of = { y: "delta", dx: "x", unrotated: "x", dw: "w" };
+  return Object.entries(of).flatMap(([array, primal]) => {
+    const keys = new Set([...Object.keys(values[primal]), ...Object.keys(values[array])]);
+    return [...keys].map((key) => ({ array, key, recipe: values[array][key], sum: total[array][key] ?? 0 }))
+      .filter(({ key, recipe, sum }) => recipe !== sum || !(key in values[primal]));
+  });
+}
+
 /** Everything the page shows. `disagreement` names the first entry whose recipe and sum differ, if there is one. */
 function compute(state) {
   const geometry = resolve(state);
@@ -207,9 +218,6 @@ function compute(state) {
     Object.entries(planes).map(([array, list]) => [array, byKey(geometry, list)]));
   const terms = termsOf(geometry);
   const total = sums(terms, values);
-  const disagreement = Object.keys(total).flatMap((array) =>
-    Object.entries(values[array])
-      .filter(([key, value]) => value !== (total[array][key] ?? 0))
-      .map(([key, value]) => ({ array, key, recipe: value, sum: total[array][key] ?? 0 })))[0] ?? null;
+  const disagreement = disagreements(values, total)[0] ?? null;
   return { geometry, recipe, planes, values, terms, disagreement };
 }

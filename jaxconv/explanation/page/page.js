@@ -19,6 +19,8 @@ const CHANNELS = [
   { name: "outputs", label: "outputs per group", least: 1, most: 2 },
 ];
 
+const RESULTS = ["y", "dx", "dw"];
+
 const $ = (id) => document.getElementById(id);
 const start = JSON.parse($("start").textContent);
 
@@ -51,7 +53,8 @@ const coloured = (array, key) => `<span class="${SLOT[array]}">${entryName(array
 
 /** Whether one slider for all axes and ends cannot say what these axes are. */
 function isUneven(axes) {
-  return axes.some((axis) => axis.lo !== axis.hi || FIELDS.some(({ name }) => axis[name] !== axes[0][name]));
+  const [first] = axes;
+  return axes.some((axis) => axis.lo !== axis.hi || FIELDS.some(({ name }) => axis[name] !== first[name]));
 }
 
 function slider(id, said, { label, least, most }, value) {
@@ -82,12 +85,12 @@ function readControl({ id, value, checked }) {
   if (id === "each") return evened({ ...state, each: checked });
   const number = Number(value);
   if (CHANNELS.some(({ name }) => name === id)) return { ...state, [id]: number };
-  const [name, axis] = id.split("-");
-  const moved = state.each ? { [name]: number } : name === "lo" ? { lo: number, hi: number } : { [name]: number };
-  return { ...state, axes: state.axes.map((old, a) => (!state.each || a === Number(axis) ? { ...old, ...moved } : old)) };
+  const [name, at] = id.split("-");
+  const moves = (axis) => !state.each || axis === Number(at);
+  return evened({ ...state, axes: state.axes.map((old, axis) => (moves(axis) ? { ...old, [name]: number } : old)) });
 }
 
-/** Sliders that move together start from the first axis. */
+/** Sliders that move together move all axes as the first one, and both ends as its low end. */
 function evened(next) {
   const [first] = next.axes;
   return next.each ? next : { ...next, axes: next.axes.map(() => ({ ...first, hi: first.lo })) };
@@ -99,6 +102,14 @@ function limited(next) {
   return { ...next, inputs: Math.min(next.inputs, most), outputs: Math.min(next.outputs, most) };
 }
 
+/** Sliders that another one has moved. */
+function syncChannels() {
+  for (const { name } of CHANNELS) {
+    $(name).value = state[name];
+    $(name).previousElementSibling.textContent = state[name];
+  }
+}
+
 /* Numbers of the geometry, recipes */
 
 /** The axes worth a column: one when all are alike. */
@@ -108,17 +119,19 @@ function columnsOf(geometry) {
   return shown.length === 1 || alike ? [{ name: "", at: 1 }] : SPATIAL.map((name, at) => ({ name, at }));
 }
 
-function drawNumbers({ axes, ...geometry }) {
-  const columns = columnsOf({ axes, ...geometry });
-  const row = (name, formula, numbers) => `<div><dt>${name} <span>= ${formula}</span></dt>${columns.map((column) =>
-    `<dd>${column.name ? `<span>${column.name}</span> ` : ""}${numbers(axes[column.at])}</dd>`).join("")}</div>`;
-  const equals = (value, name) => ` = <strong data-number="${name}">${signed(value)}</strong>`;
+function drawNumbers(geometry) {
+  const columns = columnsOf(geometry);
+  const line = ({ name, at }, words) =>
+    `<dd>${name && `<span>${name}</span> `}${words(geometry.axes[at])}</dd>`;
+  const row = (name, formula, words) =>
+    `<div><dt>${name} <span>= ${formula}</span></dt>${columns.map((column) => line(column, words)).join("")}</div>`;
+  const equals = (axis, name) => ` = <strong data-number="${name}">${signed(axis[name])}</strong>`;
   $("numbers").innerHTML = [
-    row("span", "d·(k−1) + 1", (a) => `${a.d}·(${a.k}−1) + 1${equals(a.span, "span")}`),
-    row("slack", "n + lo + hi − span", (a) => slackSum(a) + equals(a.slack, "slack")),
+    row("span", "d·(k−1) + 1", (a) => `${a.d}·(${a.k}−1) + 1${equals(a, "span")}`),
+    row("slack", "n + lo + hi − span", (a) => slackSum(a) + equals(a, "slack")),
     row("out", "⌊slack / s⌋ + 1", (a) =>
-      (a.slack < 0 ? "none" : `⌊${a.slack} / ${a.s}⌋ + 1`) + equals(a.out, "out")),
-    row("unread", "slack mod s", (a) => `${signed(a.slack)} mod ${a.s}${equals(a.unread, "unread")}`),
+      (a.slack < 0 ? "slack &lt; 0, so out" : `⌊${a.slack} / ${a.s}⌋ + 1`) + equals(a, "out")),
+    row("unread", "slack mod s", (a) => `${signed(a.slack)} mod ${a.s}${equals(a, "unread")}`),
   ].join("");
 }
 
@@ -129,24 +142,26 @@ function drawNotice({ axes, shown, empty }) {
     const name = shown.length === 2 ? ` (${SPATIAL[axes.indexOf(axis)]})` : "";
     return `slack = n + lo + hi − span = ${slackSum(axis)} = ${signed(axis.slack)} < 0${name}`;
   });
-  $("notice").textContent = `The window does not fit: ${short.join(", ")}. There is no output, and every gradient is 0.`;
+  $("notice").textContent =
+    `The window does not fit: ${short.join(", ")}. There is no output, and every gradient is 0.`;
   $("notice").hidden = !empty;
 }
 
 function drawAlarm({ disagreement: wrong }) {
   $("alarm").hidden = !wrong;
-  $("alarm").textContent = wrong
-    ? `This page is wrong: by its recipe ${entryName(SYMBOL[wrong.array] ? wrong.array : "dx", wrong.key)} = ${signed(wrong.recipe)}, `
-      + `but the sum of its products is ${signed(wrong.sum)}.`
-    : "";
+  if (!wrong) return;
+  const name = entryName(wrong.array === "unrotated" ? "dx" : wrong.array, wrong.key);
+  const given = wrong.recipe === undefined ? "nothing" : signed(wrong.recipe);
+  $("alarm").textContent =
+    `This page is wrong: its recipe gives ${name} = ${given}, but the sum of products is ${signed(wrong.sum)}.`;
 }
 
 const RECIPE_ROWS = {
   forward: [["dilate x by", "i"], ["pad it by", "(lo, hi)"], ["dilate w by", "d"], ["step by", "s"], ["gives", "out"]],
-  input_grad: [["dilate δ by", "s"], ["pad it by", "(span−1−lo, span−1−hi+unread)"], ["dilate flipped w by", "d"],
-    ["step by", "i"], ["gives", "n"]],
-  kernel_grad: [["dilate x by", "i"], ["pad it by", "(lo, hi−unread)"], ["dilate δ by", "s"], ["step by", "d"],
-    ["gives", "k"]],
+  input_grad: [["dilate δ by", "s"], ["pad it by", "(span−1−lo, span−1−hi+unread)"],
+    ["dilate flipped w by", "d"], ["step by", "i"], ["gives", "n"]],
+  kernel_grad: [["dilate x by", "i"], ["pad it by", "(lo, hi−unread)"],
+    ["dilate δ by", "s"], ["step by", "d"], ["gives", "k"]],
 };
 
 function drawRecipe(map, recipe, geometry) {
@@ -166,7 +181,7 @@ function drawRecipe(map, recipe, geometry) {
 /* Planes */
 
 /** The cells of a frame along one axis: entries, the zeros between and around them, and what is cropped away. */
-function frameAxis(n, by, [lo, hi], isRead = () => true) {
+function frameAxis(n, by, [lo, hi] = [0, 0], isRead = () => true) {
   const length = stretched(n, by);
   const first = Math.min(0, -lo);
   return range(Math.max(length, length + hi) - first).map((j) => {
@@ -182,17 +197,17 @@ function frameAxis(n, by, [lo, hi], isRead = () => true) {
 
 function cell(array, plane, row, column) {
   const cropped = !(row.framed && column.framed);
+  const unread = !cropped && !(row.read && column.read) ? "unread" : "";
   if (row.entry === null || column.entry === null) {
     const kind = row.inside && column.inside ? "gap" : cropped ? "" : "padding";
+    if (!kind) return "<td></td>";
     const said = { gap: "dilation zero", padding: "padding zero" }[kind];
-    const unread = kind && !cropped && !(row.read && column.read) ? " unread" : "";
-    return kind ? `<td class="cell ${kind}${unread}${cropped ? " cropped" : ""}" aria-label="${said}">0</td>` : "<td></td>";
+    return `<td class="cell ${kind}${unread && ` ${unread}`}${cropped ? " cropped" : ""}" aria-label="${said}">0</td>`;
   }
   const value = plane.grid[row.entry][column.entry];
   const key = keyOf(scene.geometry, plane, row.entry, column.entry);
-  const unread = !cropped && !(row.read && column.read);
   const truth = array === "dx" && !state.flip ? scene.values.dx[key] : value;
-  const classes = ["cell", SLOT[array], array in { y: 1, dx: 1, dw: 1 } && "result", unread && "unread",
+  const classes = ["cell", SLOT[array], RESULTS.includes(array) && "result", unread,
     cropped && "cropped", value !== truth && "wrong"].filter(Boolean).join(" ");
   const said = `${entryName(array, key)} = ${signed(value)}${unread ? ", unread" : ""}${cropped ? ", cropped" : ""}${
     value === truth ? "" : `, wrong: the gradient is ${signed(truth)}`}`;
@@ -208,16 +223,16 @@ function caption(plane) {
   return groups > 1 && !("inner" in plane) ? `${channels} · group ${plane.group}` : channels;
 }
 
-function drawPlane(array, plane, rows, columns) {
+function drawPlane(array, plane, [rows, columns], windowed) {
   const said = caption(plane);
   const body = rows.map((row) => `<tr>${columns.map((column) => cell(array, plane, row, column)).join("")}</tr>`);
   return `<figure class="plane" data-c="${plane.c}" data-o="${plane.o}">${said && `<figcaption>${said}</figcaption>`}
-    <div class="grid"><table role="grid" aria-label="${SYMBOL[array]}${said && `, ${said}`}">${body.join("")}</table>
-    <div class="window" hidden></div></div></figure>`;
+    <div class="grid"><table role="grid" aria-label="${SYMBOL[array]}${said && `, ${said}`}">${body.join("")}</table>${
+  windowed ? '<div class="window" hidden></div>' : ""}</div></figure>`;
 }
 
 function drawPart(role, title, array, planes, axes, columns = 1) {
-  const drawn = planes.map((plane) => drawPlane(array, plane, ...axes(plane)));
+  const drawn = planes.map((plane) => drawPlane(array, plane, axes(plane), role === "read"));
   return `<div class="part ${role}"><h3>${title}</h3>
     <div class="planes" data-planes="${array}" style="--columns: ${columns}">${drawn.join("")}</div></div>`;
 }
@@ -242,34 +257,35 @@ function ordered(map, planes) {
   return map === "input_grad" ? [...planes].sort((a, b) => a.c - b.c || a.o - b.o) : planes;
 }
 
-function drawMap(map) {
-  const { geometry, planes } = scene;
-  const recipe = scene.recipe[map];
-  const turn = map === "input_grad" && state.flip;
-  const spread = (n, axis) => {
-    const cells = frameAxis(n, recipe.spread[axis], [0, 0]);
-    return turn ? [...cells].reverse() : cells;
+/** The rows and columns of a plane that a map reads, takes as its kernel, or makes. */
+function cellsAlong(map) {
+  const { geometry: { axes }, recipe: { [map]: { dilate, pad, spread } } } = scene;
+  const along = (axisCells) => (plane) => sizes(plane.grid).map((n, axis) => axisCells(n, axis));
+  const turned = map === "input_grad" && state.flip;
+  const forward = (axis) => (map === "forward" ? (at) => axes[axis].reads.has(at) : undefined);
+  const backward = (axis) =>
+    (map === "input_grad" ? (q) => axes[axis].reads.has(q * axes[axis].i + axes[axis].lo) : undefined);
+  return {
+    read: along((n, axis) => frameAxis(n, dilate[axis], pad[axis], forward(axis))),
+    kernel: along((n, axis) => (turned ? frameAxis(n, spread[axis]).reverse() : frameAxis(n, spread[axis]))),
+    result: along((n, axis) => frameAxis(n, 1, [0, 0], backward(axis))),
   };
-  const plain = ({ grid: a }) => sizes(a).map((n) => frameAxis(n, 1, [0, 0]));
-  const isRead = geometry.axes.map((axis) => {
-    const read = new Set(range(axis.out).flatMap((p) => range(axis.k).map((tap) => axis.s * p + axis.d * tap)));
-    return map === "forward" ? (place) => read.has(place) : () => true;
-  });
-  const frame = ({ grid: a }) => sizes(a).map((n, axis) =>
-    frameAxis(n, recipe.dilate[axis], recipe.pad[axis], isRead[axis]));
-  const result = map === "input_grad" && !state.flip ? planes.unrotated : planes[recipe.result];
-  const resultAxes = (plane) => (map === "input_grad"
-    ? sizes(plane.grid).map((n, axis) => frameAxis(n, 1, [0, 0], (q) => scene.reached[axis].has(q)))
-    : plain(plane));
-  const columns = { forward: geometry.inputs, input_grad: geometry.outputs, kernel_grad: 2 }[map];
-  const drawn = geometry.empty && map !== "forward" ? [] : [
-    drawPart("read", readTitle(recipe), recipe.read, planes[recipe.read], frame),
-    drawPart("kernel", kernelTitle(map, recipe), recipe.kernel, ordered(map, planes[recipe.kernel]),
-      ({ grid: a }) => sizes(a).map(spread), columns),
+}
+
+function drawMap(map) {
+  const { geometry, planes, recipe: { [map]: recipe } } = scene;
+  const { empty, inputs, outputs } = geometry;
+  const cells = cellsAlong(map);
+  const made = map === "input_grad" && !state.flip ? planes.unrotated : planes[recipe.result];
+  const columns = { forward: [inputs, 2], input_grad: [outputs, 2], kernel_grad: [2, inputs] }[map];
+  const parts = [
+    drawPart("read", readTitle(recipe), recipe.read, planes[recipe.read], cells.read),
+    drawPart("kernel", kernelTitle(map, recipe), recipe.kernel, ordered(map, planes[recipe.kernel]), cells.kernel, columns[0]),
+    drawPart("result", SYMBOL[recipe.result], recipe.result, made, cells.result, columns[1]),
   ];
-  const made = geometry.empty && map === "forward" ? '<div class="part"><h3>y: no output</h3></div>'
-    : drawPart("result", SYMBOL[recipe.result], recipe.result, result, resultAxes, map === "kernel_grad" ? geometry.inputs : 2);
-  $(map).querySelector(".drawing").innerHTML = [...drawn, made].join("");
+  const nothing = '<div class="part"><h3>y: no output</h3></div>';
+  const drawn = !empty ? parts : map === "forward" ? [parts[0], parts[1], nothing] : [parts[2]];
+  $(map).querySelector(".drawing").innerHTML = drawn.join("");
   drawRecipe(map, recipe, geometry);
 }
 
@@ -282,18 +298,20 @@ function fit() {
   });
   const widest = Math.max(...frames.map(({ cells }) => cells));
   $("maps").classList.toggle("stacked", widest > MOST_BESIDE);
-  $("maps").style.setProperty("--across", Math.max(...frames.map(({ cells, beside }) => cells * beside + beside - 1)));
+  const across = Math.max(...frames.map(({ cells, beside }) => cells * beside + beside - 1));
+  $("maps").style.setProperty("--across", across);
 }
 
 function draw() {
   scene = compute(state);
-  scene.reached = scene.geometry.axes.map((axis) => new Set(meetings(axis).map(({ q }) => q)));
   drawNumbers(scene.geometry);
   drawNotice(scene.geometry);
   drawAlarm(scene);
   fit();
   MAPS.forEach(drawMap);
-  document.querySelectorAll(".planes").forEach((planes) => planes.querySelector("[data-key]")?.setAttribute("tabindex", "0"));
+  for (const planes of document.querySelectorAll(".planes")) {
+    planes.querySelector("[data-key]")?.setAttribute("tabindex", "0");
+  }
   if (!state.chosen || !(state.chosen.key in scene.values[state.chosen.array])) state.chosen = beginning();
   syncPlayer();
   explain();
@@ -345,7 +363,8 @@ function moveWindows({ array, key }) {
   for (const map of MAPS) {
     const windows = ownWindows(map, array, key);
     for (const plane of $(map).querySelectorAll(".read .plane")) {
-      const at = map === own ? windows.find(({ channel }) => plane.dataset[channel.name] === `${channel.value}`) : spanOf(plane);
+      const over = windows.find(({ channel: [name, value] }) => plane.dataset[name] === `${value}`);
+      const at = map === own ? over : spanOf(plane);
       place(plane.querySelector(".window"), at, map !== own);
       if (at?.kernel) writeTaps(plane, at);
     }
@@ -357,19 +376,25 @@ function ownWindows(map, array, key) {
   const { planes, recipe: all, geometry } = scene;
   if (map !== mapOf(array) || geometry.empty) return [];
   const recipe = all[map === "input_grad" && !state.flip ? "unrotated" : map];
-  const made = planes[recipe.result].flatMap((plane) => plane.grid.flatMap((row, h) => row.map((_, w) => ({ plane, h, w }))))
-    .find(({ plane, h, w }) => keyOf(geometry, plane, h, w) === key);
-  return planes.w.filter((w) => ["c", "o"].every((name) => !(name in made.plane) || w[name] === made.plane[name])).map((w) => {
+  const { plane: made, at } = placeOf(planes[recipe.result], key);
+  const meets = (w) => ["c", "o"].every((name) => !(name in made) || w[name] === made[name]);
+  return planes.w.filter(meets).map((w) => {
     const kernel = recipe.kernel === "w" ? w.grid : planes.delta[w.o].grid;
-    const [tall, wide] = sizes(kernel);
-    const corner = [made.h, made.w].map((p, axis) => p * recipe.step[axis] + Math.max(0, -recipe.pad[axis][0]));
+    const [row, column] = at.map((p, axis) => p * recipe.step[axis] + Math.max(0, -recipe.pad[axis][0]));
+    const [tall, wide] = sizes(kernel).map((n, axis) => stretched(n, recipe.spread[axis]));
     return {
-      channel: recipe.read === "x" ? { name: "c", value: w.c } : { name: "o", value: w.o },
-      row: corner[0], column: corner[1], spread: recipe.spread,
-      tall: stretched(tall, recipe.spread[0]), wide: stretched(wide, recipe.spread[1]),
-      kernel: recipe.rotate ? rotated(kernel) : kernel,
+      channel: recipe.read === "x" ? ["c", w.c] : ["o", w.o],
+      row, column, tall, wide,
+      spread: recipe.spread, kernel: recipe.rotate ? rotated(kernel) : kernel,
     };
   });
+}
+
+/** The plane of an entry, and its row and column there. */
+function placeOf(planes, key) {
+  const places = planes.flatMap((plane) =>
+    plane.grid.flatMap((row, h) => row.map((_, w) => ({ plane, at: [h, w] }))));
+  return places.find(({ plane, at }) => keyOf(scene.geometry, plane, ...at) === key);
 }
 
 /** The box around the marked cells of a plane. */
@@ -416,9 +441,12 @@ function aboutEntry({ array, key }, { result, factors, total }) {
   const given = () => `${entryName(array, key)} = ${signed(scene.values[array][key])}`;
   const made = `<strong>${coloured(result, key)} = ${signed(total)}</strong>`;
   const products = factors.length;
-  if (!products) return `${made}: ${scene.geometry.empty ? "there is no output" : `no window reads ${entryName("x", key)}`}.`;
-  if (array === "x") return `${given()} is read ${products === 1 ? "once" : `${products} times`}, and ${made} collects what comes back.`;
-  if (array === "w") return `${given()} multiplies ${plural(products, "input")}, and ${made} collects what comes back.`;
+  const back = `and ${made} collects what comes back.`;
+  if (!products && scene.geometry.empty) return `${made}: there is no output.`;
+  if (!products && result === "dx") return `${made}: no window reads ${entryName("x", key)}.`;
+  if (!products) return `${made}: all its products are with zeros.`;
+  if (array === "x") return `${given()} is read ${products === 1 ? "once" : `${products} times`}, ${back}`;
+  if (array === "w") return `${given()} multiplies ${plural(products, "input")}, ${back}`;
   if (array === "delta") return `${given()} is what comes back to ${made}.`;
   return `${made}, the sum of ${plural(products, "product")}${zerosMet(result, products)}.`;
 }
@@ -460,14 +488,15 @@ function beginning() {
 
 function choose(entry) {
   state.chosen = entry;
-  if (entry.array in { y: 1, dx: 1, dw: 1 }) state.map = mapOf(entry.array);
+  if (RESULTS.includes(entry.array)) state.map = mapOf(entry.array);
   syncPlayer();
   explain();
 }
 
 /** Where the chosen entry stands among the results of the stepped map; −1 if it is of another. */
 function position() {
-  return resultCells(state.map).findIndex((td) => td.dataset.key === state.chosen.key && mapOf(state.chosen.array) === state.map);
+  const { array, key } = state.chosen;
+  return mapOf(array) === state.map ? resultCells(state.map).findIndex((td) => td.dataset.key === key) : -1;
 }
 
 function step(by) {
@@ -483,6 +512,7 @@ function syncPlayer() {
   document.querySelector(`#steps [value="${state.map}"]`).checked = true;
   $("position").textContent = count ? `${position() + 1 || "–"} of ${count}` : "no output";
   for (const id of ["previous", "play", "next"]) $(id).disabled = !count;
+  if (timer && !count) pause();
 }
 
 function play() {
@@ -524,12 +554,15 @@ const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowR
 const entryUnder = (event) => event.target.closest?.("[data-key]");
 
 $("controls").addEventListener("input", ({ target }) => {
-  const before = state;
   state = limited(readControl(target));
-  if (target.id === "each" || ["inputs", "outputs"].some((name) => state[name] !== before[name] && name !== target.id)) drawControls();
-  else target.previousElementSibling.textContent = signed(Number(target.value));
-  if (target.id === "each") $("each").focus();
   pointed = null;
+  if (target.id === "each") {
+    drawControls();
+    $("each").focus();
+  } else {
+    target.previousElementSibling.textContent = signed(Number(target.value));
+    syncChannels();
+  }
   draw();
 });
 $("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -546,8 +579,9 @@ $("next").addEventListener("click", () => step(1));
 $("play").addEventListener("click", toggle);
 
 $("maps").addEventListener("pointerover", (event) => {
-  const td = entryUnder(event);
-  pointed = td && event.pointerType !== "touch" ? entryOf(td) : null;
+  const td = event.target.closest("td");
+  if (!td && event.target.closest("table")) return; // between two cells
+  pointed = td?.dataset.key && event.pointerType !== "touch" ? entryOf(td) : null;
   explain();
 });
 $("maps").addEventListener("pointerleave", () => {
@@ -573,25 +607,24 @@ document.addEventListener("keydown", (event) => {
 
 /* For tests and for the curious */
 
-const nested = (rank, rows, leaf) => {
-  const all = rows.map(([height, width]) => range(height).map((h) => range(width).map((w) => leaf(h, w))));
-  return rank === 1 ? all[0][0] : all[0];
-};
-
 function numbers() {
   const { geometry, values, recipe } = scene;
   const { rank, axes: [height, width], groups, inputs, outputs, shown } = geometry;
-  const data = (array, rows, columns, channels) => [nested(rank, [[rows, columns]], (h, w) =>
+  const nested = (rows, columns, leaf) => {
+    const all = grid(rows, columns, leaf);
+    return rank === 1 ? all[0] : all;
+  };
+  const data = (array, channels, size) => [nested(height[size], width[size], (h, w) =>
     range(channels).map((c) => values[array][geometry.dataKey(h, w, c)]))];
-  const kernel = (array) => nested(rank, [[height.k, width.k]], (h, w) =>
-    range(inputs).map((inner) => range(groups * outputs).map((o) => values[array][geometry.kernelKey(h, w, { inner, o })])));
-  const per = (name) => shown.map((axis) => axis[name]);
+  const kernel = (array) => nested(height.k, width.k, (h, w) => range(inputs).map((inner) =>
+    range(groups * outputs).map((o) => values[array][geometry.kernelKey(h, w, { inner, o })])));
+  const axisNumbers = ["span", "slack", "out", "unread", "input_grad_padding", "kernel_grad_padding"];
   return {
-    x: data("x", height.n, width.n, groups * inputs), dx: data("dx", height.n, width.n, groups * inputs),
-    unrotated: data("unrotated", height.n, width.n, groups * inputs),
-    delta: data("delta", height.out, width.out, groups * outputs), y: data("y", height.out, width.out, groups * outputs),
-    w: kernel("w"), dw: kernel("dw"), recipe,
-    ...Object.fromEntries(["span", "slack", "out", "unread", "input_grad_padding", "kernel_grad_padding"].map((name) => [name, per(name)])),
+    ...Object.fromEntries(["x", "dx", "unrotated"].map((array) => [array, data(array, groups * inputs, "n")])),
+    ...Object.fromEntries(["y", "delta"].map((array) => [array, data(array, groups * outputs, "out")])),
+    ...Object.fromEntries(["w", "dw"].map((array) => [array, kernel(array)])),
+    ...Object.fromEntries(axisNumbers.map((name) => [name, shown.map((axis) => axis[name])])),
+    recipe,
   };
 }
 
@@ -599,7 +632,7 @@ function set(changes) {
   if (timer) pause();
   pointed = null;
   const next = { ...state, ...changes };
-  state = limited({ ...next, each: changes.each ?? (state.each || isUneven(next.axes)) });
+  state = limited(evened({ ...next, each: changes.each ?? (state.each || isUneven(next.axes)) }));
   $("flip").checked = state.flip;
   drawControls();
   draw();
