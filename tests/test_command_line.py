@@ -146,7 +146,7 @@ def test_explain_says_one_entry_in_text_or_latex(capsys: pytest.CaptureFixture[s
         (["1,5,5,2", "2,2,1,1"], "explain: w.shape[2] * groups must equal x.shape[-1], but 1 * 1 != 2"),
         (["1,5,5,1", "2,2,1,1", "--stride", "0"], "explain: stride must be at least 1, but 0 < 1."),
         (["--entry", "dx[0,9,0,0]"], "explain: the entry must have one index per axis of dx"),
-        (["1,4,4,4,1", "2,2,2,1,1", "--html", "page.html"], "explain: --html draws at most 2 spatial axes"),
+        (["1,4,4,4,1", "2,2,2,1,1", "--html", "page.html"], "explain: the page draws at most 2 spatial axes"),
         (["--figure", "recipe.bmp"], "explain: a figure's path must end in one of .svg, .png, .pdf, .gif"),
         (["--json", "no/such/folder.json"], "its folder is not a folder"),
     ],

@@ -840,47 +840,47 @@ def test_one_file_and_nothing_else() -> None:
     [
         (
             (1, 4, 4, 4, 1), (2, 2, 2, 1, 1), {},
-            "explain: --html draws at most 2 spatial axes, but there are 3. "
-            "Leave out --html for the explanation in words.",
+            "explain: the page draws at most 2 spatial axes, but there are 3. "
+            "As text, explain(...) says it all.",
         ),
         (
             (1, 5, 5, 1), (3, 3, 1, 1), {"flip_kernel": True},
-            "explain: --html draws the cross-correlation, but flip_kernel is True. "
+            "explain: the page draws the cross-correlation, but flip_kernel is True. "
             "Rotate the kernel by 180° and say flip_kernel=False, which is the same convolution.",
         ),
         (
             (1, 5, 28, 1), (3, 3, 1, 1), {},
-            "explain: --html draws at most 12 elements per axis, but x has 28 > 12 along spatial axis 1. "
+            "explain: the page draws at most 12 elements per axis, but x has 28 > 12 along spatial axis 1. "
             "Take a smaller one: the pattern of its gradients is the same.",
         ),
         (
             (1, 5, 1), (13, 1, 1), {"padding": 9},
-            "explain: --html draws at most 12 elements per axis, but w has 13 > 12 along spatial axis 0. "
+            "explain: the page draws at most 12 elements per axis, but w has 13 > 12 along spatial axis 0. "
             "Take a smaller one: the pattern of its gradients is the same.",
         ),
         (
             (1, 12, 1), (3, 1, 1), {"padding": ((20, 0),)},
-            "explain: --html draws at most 24 cells in a row, but spatial axis 0 needs 32 > 24 "
+            "explain: the page draws at most 24 cells in a row, but spatial axis 0 needs 32 > 24 "
             "with the zeros of its padding and dilations. Take a smaller input, padding or dilation.",
         ),
         (
             (1, 5, 5, 8), (3, 3, 8, 1), {},
-            "explain: --html draws at most 6 channels, but x has 8 > 6. "
+            "explain: the page draws at most 6 channels, but x has 8 > 6. "
             "Take fewer: every channel of a group is treated alike.",
         ),
         (
             (1, 5, 5, 1), (3, 3, 1, 7), {},
-            "explain: --html draws at most 6 channels, but y has 7 > 6. "
+            "explain: the page draws at most 6 channels, but y has 7 > 6. "
             "Take fewer: every channel of a group is treated alike.",
         ),
         (
             (1, 0, 5, 1), (3, 3, 1, 1), {"padding": 2},
-            "explain: --html draws at least 1 element per axis, but x has 0 along spatial axis 0. "
-            "Leave out --html for the explanation in words.",
+            "explain: the page draws at least 1 element per axis, but x has 0 along spatial axis 0. "
+            "As text, explain(...) says it all.",
         ),
         (
             (1, 5, 5, 0), (3, 3, 0, 1), {},
-            "explain: --html draws at least one channel per group, but x has 0 in 1 groups.",
+            "explain: the page draws at least one channel per group, but x has 0 in 1 groups.",
         ),
     ],
 )  # fmt: skip

@@ -54,41 +54,41 @@ def _file(name: str) -> str:
 
 def _check(geometry: Geometry, channels: int, outputs: int) -> None:
     """What the page can draw, and what to do about the rest."""
-    text = "Leave out --html for the explanation in words."
+    text = "As text, explain(...) says it all."
     if not 1 <= geometry.rank <= AXES:
-        raise ValueError(f"explain: --html draws at most {AXES} spatial axes, but there are {geometry.rank}. {text}")
+        raise ValueError(f"explain: the page draws at most {AXES} spatial axes, but there are {geometry.rank}. {text}")
     if geometry.flip_kernel:
         raise ValueError(
-            "explain: --html draws the cross-correlation, but flip_kernel is True. "
+            "explain: the page draws the cross-correlation, but flip_kernel is True. "
             "Rotate the kernel by 180° and say flip_kernel=False, which is the same convolution."
         )
     for name, count in (("x", channels), ("y", outputs)):
         if count > CHANNELS:
             raise ValueError(
-                f"explain: --html draws at most {CHANNELS} channels, but {name} has {count} > {CHANNELS}. "
+                f"explain: the page draws at most {CHANNELS} channels, but {name} has {count} > {CHANNELS}. "
                 "Take fewer: every channel of a group is treated alike."
             )
         if count < 1 or count % geometry.groups:
             raise ValueError(
-                f"explain: --html draws at least one channel per group, but {name} has {count} "
+                f"explain: the page draws at least one channel per group, but {name} has {count} "
                 f"in {geometry.groups} groups."
             )
     for i, axis in enumerate(geometry.axes):
         for name, count in (("x", axis.n), ("w", axis.k)):
             if count > ELEMENTS:
                 raise ValueError(
-                    f"explain: --html draws at most {ELEMENTS} elements per axis, "
+                    f"explain: the page draws at most {ELEMENTS} elements per axis, "
                     f"but {name} has {count} > {ELEMENTS} along spatial axis {i}. "
                     "Take a smaller one: the pattern of its gradients is the same."
                 )
         if not axis.n:
             raise ValueError(
-                f"explain: --html draws at least 1 element per axis, but x has 0 along spatial axis {i}. {text}"
+                f"explain: the page draws at least 1 element per axis, but x has 0 along spatial axis {i}. {text}"
             )
         cells = _cells_in_a_row(geometry, i)
         if cells > CELLS:
             raise ValueError(
-                f"explain: --html draws at most {CELLS} cells in a row, but spatial axis {i} needs {cells} > {CELLS} "
+                f"explain: the page draws at most {CELLS} cells in a row, but spatial axis {i} needs {cells} > {CELLS} "
                 "with the zeros of its padding and dilations. Take a smaller input, padding or dilation."
             )
 
