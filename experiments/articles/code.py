@@ -100,12 +100,12 @@ def equations(claims: Claims, rules: Rules, rng: np.random.Generator) -> None:
         "∂W: the index pairs of all four equations", not misprints(KERNEL_GRADIENT, true_dw) and len(true_dw) == 4
     )
     # The nine ∂X, left to the reader, are these sixteen triples once more.
-    triples = {(h, w, x) for h, pairs in true_h.items() for w, x in pairs}
-    from_dw = {(h, w, x) for w, pairs in true_dw.items() for x, h in pairs}
-    from_dx = {(h, w, x) for x, pairs in true_dx.items() for w, h in pairs}
+    triples = {(h, w, x): once for h, pairs in true_h.items() for (w, x), once in pairs.items()}
+    from_dw = {(h, w, x): once for w, pairs in true_dw.items() for (x, h), once in pairs.items()}
+    from_dx = {(h, w, x): once for x, pairs in true_dx.items() for (w, h), once in pairs.items()}
     claims.holds(
         "h, ∂W and ∂X are the same sixteen triples (h, W, X), summed over another two",
-        len(triples) == 16 and triples == from_dw == from_dx, f"{len(triples & from_dw & from_dx)} in common",
+        len(triples) == 16 and triples == from_dw == from_dx, f"{len(triples.items() & from_dw.items() & from_dx.items())} in common",
     )  # fmt: skip
 
 
@@ -114,9 +114,9 @@ def loops(claims: Claims, rules: Rules, rng: np.random.Generator) -> None:
     shapes = [((3, 3), (2, 2)), ((6, 5), (3, 3)), ((5, 7), (2, 3)), ((4, 4), (4, 4)), ((3, 4), (1, 1))]
     looped, ours = [], []
     for spatial, taps in shapes:
-        x, w = distinct(rng, *spatial) + 1, distinct(rng, *taps) + 1
+        x, w = distinct(rng, *spatial), distinct(rng, *taps)
         h, cache = forward(x, w)
-        dh = distinct(rng, *h.shape) + 1
+        dh = distinct(rng, *h.shape)
         looped.append((h, *backward(dh, cache)))
         ours.append((conv(w, x, rules), input_grad(w, dh, spatial, rules), kernel_grad(x, dh, taps, rules)))
     for name, a, b in zip(("H", "∂X", "∂W"), zip(*ours, strict=True), zip(*looped, strict=True), strict=True):
