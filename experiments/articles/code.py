@@ -103,10 +103,9 @@ def equations(claims: Claims, rules: Rules, rng: np.random.Generator) -> None:
     triples = {(h, w, x): once for h, pairs in true_h.items() for (w, x), once in pairs.items()}
     from_dw = {(h, w, x): once for w, pairs in true_dw.items() for (x, h), once in pairs.items()}
     from_dx = {(h, w, x): once for x, pairs in true_dx.items() for (w, h), once in pairs.items()}
-    claims.holds(
-        "h, ∂W and ∂X are the same sixteen triples (h, W, X), summed over another two",
-        len(triples) == 16 and triples == from_dw == from_dx, f"{len(triples.items() & from_dw.items() & from_dx.items())} in common",
-    )  # fmt: skip
+    common = len(triples.items() & from_dw.items() & from_dx.items())
+    text = "h, ∂W and ∂X are the same sixteen triples (h, W, X), each summed over the other two"
+    claims.holds(text, triples == from_dw == from_dx and common == 16, f"{common} in common")
 
 
 def loops(claims: Claims, rules: Rules, rng: np.random.Generator) -> None:
