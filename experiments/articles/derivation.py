@@ -188,13 +188,14 @@ def five_steps(parameters: list[Any], x: np.ndarray, target: np.ndarray) -> list
     activations = [x]  # 1. input
     for w, b in parameters:  # 2. feedforward: z = w ∗ a + b, a = σ(z)
         activations.append(sigmoid(feedforward(activations[-1], w) + b))
-    slopes = [a * (1 - a) for a in activations]  # σ′(z)
-    delta = (activations[-1] - target) * slopes[-1]  # 3. output error: ∇_a C ⊙ σ′(z)
-    gradients = []
-    for layer in reversed(range(len(parameters))):
-        gradients.append((kernel_gradient(delta, activations[layer]), delta))  # 5. δ ∗ σ(ROT180(z)), and δ
-        delta = backpropagate(delta, parameters[layer][0]) * slopes[layer]  # 4. δ ∗ ROT180(w) · σ′(z)
-    return gradients[::-1]
+    a = activations[-1]
+    delta = (a - target) * a * (1 - a)  # 3. output error: ∇_a C ⊙ σ′(z), σ′(z) = a(1 − a)
+    gradients = [(kernel_gradient(delta, activations[-2]), delta)]  # 5. δ ∗ σ(ROT180(z)), and δ
+    for layer in range(len(parameters) - 1, 0, -1):
+        a = activations[layer]
+        delta = backpropagate(delta, parameters[layer][0]) * a * (1 - a)  # 4. δ ∗ ROT180(w) · σ′(z)
+        gradients.insert(0, (kernel_gradient(delta, activations[layer - 1]), delta))  # 5. as above
+    return gradients
 
 
 def gradient(convolution: Any, parameters: list[Any], x: np.ndarray, target: np.ndarray) -> list[Any]:
