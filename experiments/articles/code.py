@@ -2,7 +2,12 @@
 
     python -m experiments.articles.code
 
-RESULT
+17 claims hold, with each of the four rule sets: the four equations of H and of ∂W are right, as index pairs and in
+numbers, and are, with the nine of ∂X, the same sixteen triples. The loops equal jaxconv on five shapes, not only square
+ones. As printed, the code does not run: it calls δ like a function (TypeError). And it takes a kernel's last size for
+both: a 2×3 kernel is an error, a 1×3 or 3×1 kernel a wrong result without one.
+
+Measured on 2026-11-22, 2 cores of an Intel Xeon with AVX-512, Python 3.11.7, jax and jaxlib 0.10.2: SECONDS.
 """
 
 from __future__ import annotations

@@ -2,7 +2,23 @@
 
     python -m experiments.articles.derivation
 
-RESULT
+54 claims hold, with each of the four rule sets. What is linear is compared on integers and equal to the last bit, in
+1-D, 2-D and 3-D. Carried in float32 through three sigmoid layers, the five steps by hand end 1.8 eps from `jax.grad` in
+float64, where JAX's own float32 ends 2.4 eps away. The readers' questions, each answered by a program:
+
+    why rotate?                    the chain rule does; for an edge detector, forgetting it is climbing
+    5×5 meets 9×9                  9×9, whatever kernel, stride and padding led from 9 to 5
+    the bias                       δ where it is one per position, Σ δ where it is one per filter
+    the picture's values           right for a forward convolution; the reader's are right for a correlation
+    full correlation               with the unrotated kernel it is the same map
+    stride > 1                     δ is dilated and the step is 1; strided again, not even the shape fits
+    convolution or correlation     from mirrored kernels: 30 equal losses to the last bit, mirrored kernels
+    z^l in step 2                  z^(l−1), or the shapes do not fit; the derivation's ∂z/∂w prints z^l as well
+    for each pixel?                z is, w is not: its gradient sums what every pixel wants
+    a 3×3 kernel on 3×3 input      a fully connected layer: nothing shared but by the examples
+    10 channels from 1 map         the 10 slices of the one filter, as 10 filters of depth 1
+
+Measured on 2026-11-22, 2 cores of an Intel Xeon with AVX-512, Python 3.11.7, jax and jaxlib 0.10.2: SECONDS.
 """
 
 from __future__ import annotations
