@@ -180,6 +180,12 @@ def test_a_wrong_rule_prints_wrong_equations(wrong: str, printed: str) -> None:
     assert not any("dw" in fault for fault in e.faults())
 
 
+def test_a_gradient_that_is_missing_is_one_line() -> None:
+    rules = ConvRules(lambda g, w, z: jnp.zeros(z.x_shape(1, 1)), rotated.kernel_grad)
+    e = jaxconv.explain((1, 20, 20, 1), (2, 2, 1, 1), stride=9, padding="VALID", rules=rules)
+    assert str(e).count("dx[") == 1 and "400 entries of 0 products" in str(e) and not e.verify()
+
+
 def test_an_element_that_meets_several_others_is_asked_one_by_one() -> None:
     def smeared(g: jax.Array, w: jax.Array, geometry: Any) -> jax.Array:
         return rotated.input_grad(g, w + 0.5 * jnp.roll(w, 1, 0), geometry)

@@ -32,7 +32,7 @@ from jaxconv.rules import ConvRules
 
 MAPS = {result: name for name, result in RESULT.items()}
 FACTORS = {"y": ("x", "w"), "dx": ("g", "w"), "dw": ("x", "g")}
-# Products of one map up to which all of its entries are written out.
+# Entries and products of one map up to which all of them are written out.
 FEW = 100
 
 
@@ -285,8 +285,9 @@ class Explanation:
         return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in MAPS}
 
     def _chosen(self, name: str) -> list[Index]:
-        few = np.abs(self._of_ones[name]).sum() <= FEW
-        return list(np.ndindex(*self.shape(name))) if few else [self.richest(name)]
+        counts = self._of_ones[name]
+        few = max(counts.size, np.abs(counts).sum()) <= FEW
+        return list(np.ndindex(*counts.shape)) if few else [self.richest(name)]
 
     def read(self, name: str, entries: Sequence[Index]) -> tuple[Equation, ...]:
         """The equations of these entries, read off the rule."""
