@@ -43,7 +43,7 @@ def html(geometry: Geometry, channels: int, outputs: int) -> str:
         "layout": "NHWC" if geometry.layout == Layout.of("NHWC", geometry.rank) else "NCHW",
     }
     page = _file("page.html")
-    for name in ("page.css", "algebra.js", "page.js"):
+    for name in ("page.css", "algebra.js", "controls.js", "drawing.js", "pointing.js", "page.js"):
         page = page.replace(f"{{{{{name}}}}}", _file(name).rstrip())
     return page.replace("{{start}}", json.dumps(start))
 
