@@ -15,7 +15,6 @@ from jaxconv.geometry import conv_geometry
 from jaxconv.rules import NAMED
 from tests.cases import CASES, FEW, Case, in_layout
 from tests.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, spatial_and_taps
-from tests.programs import program
 
 CONVOLUTIONS = [*CASES, *(in_layout(case, "NCHW") for case in FEW)]
 TRANSPOSES = [*TRANSPOSED, *(in_layout(case, "NCHW") for case in FEW_TRANSPOSED)]
@@ -38,7 +37,7 @@ def test_the_three_maps_are_one_trilinear_form(case: Case) -> None:
     y = jax.eval_shape(lambda x, w: jaxconv.conv(x, w, **options), *integers(case.x, case.w))
     x, w, g = integers(case.x, case.w, y.shape)
 
-    @program
+    @jax.jit
     def maps(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         return (
             jaxconv.conv(x, w, **options),
@@ -56,9 +55,9 @@ def test_the_three_maps_are_one_trilinear_form(case: Case) -> None:
 def test_so_are_the_plain_functions_of_every_rule_set(case: Case, rules: str) -> None:
     geometry, maps = conv_geometry("conv", case.x, case.w, **case.options), NAMED[rules]
     x, w, g = integers(case.x, case.w, geometry.y_shape(case.x[0], case.w[-1]))
-    form = inner(g, program(maps.conv, static_argnums=2)(x, w, geometry))
-    assert form == inner(program(maps.input_grad, static_argnums=2)(g, w, geometry), x)
-    assert form == inner(program(maps.kernel_grad, static_argnums=2)(x, g, geometry), w)
+    form = inner(g, jax.jit(maps.conv, static_argnums=2)(x, w, geometry))
+    assert form == inner(jax.jit(maps.input_grad, static_argnums=2)(g, w, geometry), x)
+    assert form == inner(jax.jit(maps.kernel_grad, static_argnums=2)(x, g, geometry), w)
 
 
 @pytest.mark.parametrize("case", TRANSPOSES, ids=str)
@@ -67,7 +66,7 @@ def test_the_transposed_maps_are_one_trilinear_form(case: Case) -> None:
     y = jax.eval_shape(lambda x, w: jaxconv.conv_transpose(x, w, **options), *integers(case.x, case.w))
     x, w, g = integers(case.x, case.w, y.shape)
 
-    @program
+    @jax.jit
     def maps(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         return (
             jaxconv.conv_transpose(x, w, **options),
@@ -97,9 +96,9 @@ def test_every_map_is_linear_in_each_operand(case: Case) -> None:
     y = jax.eval_shape(lambda x, w: jaxconv.conv(x, w, **options), *integers(case.x, case.w))
     x, w, g, u, v, h = integers(*(case.x, case.w, y.shape) * 2)
     maps = [
-        (program(lambda x, w: jaxconv.conv(x, w, **options)), (x, u), (w, v)),
-        (program(lambda g, w: jaxconv.conv_input_grad(g, w, spatial, **options)), (g, h), (w, v)),
-        (program(lambda x, g: jaxconv.conv_kernel_grad(x, g, taps, **options)), (x, u), (g, h)),
+        (jax.jit(lambda x, w: jaxconv.conv(x, w, **options)), (x, u), (w, v)),
+        (jax.jit(lambda g, w: jaxconv.conv_input_grad(g, w, spatial, **options)), (g, h), (w, v)),
+        (jax.jit(lambda x, g: jaxconv.conv_kernel_grad(x, g, taps, **options)), (x, u), (g, h)),
     ]
     for of, (a, c), (b, d) in maps:
         np.testing.assert_array_equal(of(3 * a - 2 * c, b), 3 * of(a, b) - 2 * of(c, b))

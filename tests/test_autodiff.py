@@ -13,7 +13,6 @@ from jaxconv.rules import NAMED, ConvRules, rotated
 from tests import oracle
 from tests.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, layout_of, spatial_and_taps
-from tests.programs import program
 from tests.tolerance import assert_within_bound
 
 Results = dict[str, jax.Array]
@@ -42,7 +41,7 @@ def test_every_gradient_is_the_automatic_one(name: str, case: Case) -> None:
     g = cotangent(loop(x, w, **options).shape)
     b = cotangent((g.shape[place.y[1]],), seed=2)
 
-    @program
+    @jax.jit
     def taken(x: jax.Array, w: jax.Array, b: jax.Array, g: jax.Array) -> dict[tuple[str, str], Results]:
         by_vjp = {("vjp", rules): vjp(op, x, w, b, g, **options, rules=rules) for rules in RULES}
         return by_vjp | {

@@ -17,7 +17,6 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jaxconv
 from jaxconv.transforms import has_rules, trace
-from tests.programs import program
 
 X = np.array([0.3, -0.2, 0.8, 1.1])
 
@@ -93,9 +92,9 @@ def test_no_rule_survives(place: str, rule: Callable[..., Any]) -> None:
     assert has_rules(trace("test", f, X).closed.jaxpr)
     assert not has_rules(trace("test", jaxconv.automatic(f), X).closed.jaxpr) or place == "a custom rule"
     np.testing.assert_allclose(jaxconv.automatic(f)(X), plain(X), rtol=1e-14)
-    got, want = (program(jax.grad(weighted(g)))(X) for g in (jaxconv.automatic(f), plain))
+    got, want = (jax.jit(jax.grad(weighted(g)))(X) for g in (jaxconv.automatic(f), plain))
     np.testing.assert_allclose(got, want, rtol=1e-12)
-    assert not np.allclose(program(jax.grad(weighted(f)))(X), want), "the rule is wrong, so it would show"
+    assert not np.allclose(jax.jit(jax.grad(weighted(f)))(X), want), "the rule is wrong, so it would show"
 
 
 @pytest.mark.parametrize("place", ["here", "scan of checkpoint of jit", "shard_map", "checkpoint", "fori_loop"])
@@ -109,7 +108,7 @@ def test_floats_can_be_carried_in_another_precision(place: str) -> None:
 
     traced = trace("test", f, low)
     x = np.asarray(low, np.float64)
-    (got,) = program(lambda x: traced.run([x], jnp.float64))(x)
+    (got,) = jax.jit(lambda x: traced.run([x], jnp.float64))(x)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, PLACES[place](jnp.sin, x), rtol=1e-13)
 
@@ -147,8 +146,8 @@ def test_it_is_what_rules_autodiff_says(rules: str) -> None:
     def f(x: Any, w: Any, rules: str) -> Any:
         return jnp.sum(jaxconv.conv(x, w, stride=2, groups=2, dilation=(1, 2), rules=rules) ** 3)
 
-    got = program(jax.grad(jaxconv.automatic(functools.partial(f, rules=rules)), (0, 1)))(x, w)
-    want = program(jax.grad(functools.partial(f, rules="autodiff"), (0, 1)))(x, w)
+    got = jax.jit(jax.grad(jaxconv.automatic(functools.partial(f, rules=rules)), (0, 1)))(x, w)
+    want = jax.jit(jax.grad(functools.partial(f, rules="autodiff"), (0, 1)))(x, w)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * np.abs(b).max())
 
@@ -166,13 +165,13 @@ def test_it_goes_through_library_code_and_composes_with_every_transformation() -
 
     plain = jaxconv.automatic(loss)
     assert not has_rules(trace("test", plain, params, x, labels=labels).closed.jaxpr)
-    want = program(jax.grad(loss))(params, x, labels=labels)
-    got = program(jax.grad(plain))(params, x, labels=labels)
+    want = jax.jit(jax.grad(loss))(params, x, labels=labels)
+    got = jax.jit(jax.grad(plain))(params, x, labels=labels)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), got, want)
     each = jax.vmap(lambda x, y: plain(params, x[None], labels=y[None]))
-    np.testing.assert_allclose(program(each)(x, labels).sum(), loss(params, x, labels=labels), rtol=1e-12)
-    program(jax.hessian(lambda x: plain(params, x, labels=labels)))(x)
+    np.testing.assert_allclose(jax.jit(each)(x, labels).sum(), loss(params, x, labels=labels), rtol=1e-12)
+    jax.jit(jax.hessian(lambda x: plain(params, x, labels=labels)))(x)
     outer = jax.grad(lambda x: jaxconv.automatic(lambda y: by_vjp(x) * y)(2.0))(0.5)  # closes over a tracer
     np.testing.assert_allclose(outer, 2 * np.cos(0.5), rtol=1e-12)
 

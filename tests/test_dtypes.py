@@ -15,7 +15,6 @@ import pytest
 import jaxconv
 from tests.agreement import LAYERS, RULES, Layer
 from tests.cases import Case
-from tests.programs import program
 from tests.tolerance import assert_within_bound
 
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -69,7 +68,7 @@ def test_long_sums_do_not_stall(rules: str, dtype: Any) -> None:
     ones = partial(jnp.ones, dtype=dtype)
     conv = partial(jaxconv.conv, padding="VALID", rules=rules)
 
-    @program
+    @jax.jit
     def sums() -> Any:
         over_taps_and_channels = conv(ones((1, 3, 3, 455)), ones((3, 3, 455, 1)))
         x, w, b = ones((1, 5, 5, 1)), ones((3, 3, 1, 455)), ones(455)
@@ -85,7 +84,7 @@ def test_long_sums_do_not_stall(rules: str, dtype: Any) -> None:
 def assert_rounded_once(results: Any, args: Any) -> None:
     """Each result is the float64 truth to half a ulp, beside the errors of a float32 sum."""
     exact = [a.astype(np.float64) for a in args]
-    theirs = program(pulled(LAYER, "autodiff"))
+    theirs = jax.jit(pulled(LAYER, "autodiff"))
     for got, truth, size in zip(results, theirs(*exact), theirs(*map(np.abs, exact)), strict=True):
         assert_within_bound(got, np.asarray(truth), args[-1].size, np.asarray(size))
 
@@ -94,14 +93,14 @@ def assert_rounded_once(results: Any, args: Any) -> None:
 @pytest.mark.parametrize("rules", RULES)
 def test_16_bit_results_are_the_truth_rounded_once(rules: str, dtype: Any) -> None:
     args = LAYER.arguments(dtype)
-    assert_rounded_once(program(pulled(LAYER, rules))(*args), args)
+    assert_rounded_once(jax.jit(pulled(LAYER, rules))(*args), args)
 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_preferred_element_type_keeps_the_float32_sums(rules: str) -> None:
     """bfloat16 operands, float32 result and δ, bfloat16 gradients."""
     args = *LAYER.arguments(jnp.bfloat16)[:3], LAYER.arguments(np.float32)[3]
-    results = program(pulled(LAYER, rules, preferred_element_type=jnp.float32))(*args)
+    results = jax.jit(pulled(LAYER, rules, preferred_element_type=jnp.float32))(*args)
     assert [a.dtype for a in results] == [jnp.float32, *[jnp.bfloat16] * 3]
     assert_rounded_once(results, args)
 

@@ -13,7 +13,6 @@ from jaxconv.ops.wiring import RULES
 from tests import oracle
 from tests.cases import FEW, Case, cotangent
 from tests.cases_transposed import FEW_TRANSPOSED
-from tests.programs import program
 
 EPS = float(np.finfo(np.float64).eps)
 Operands = dict[str, Any]
@@ -35,13 +34,13 @@ def test_the_slope_of_a_bilinear_map_is_exact(op: str, case: Case) -> None:
     def loss(x: jax.Array, w: jax.Array, rules: str) -> jax.Array:
         return jnp.vdot(g, layer(x, w, **case.options, rules=rules))
 
-    @program
+    @jax.jit
     def slopes(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         along_u = loss(x + u, w, "autodiff") - loss(x - u, w, "autodiff")
         along_v = loss(x, w + v, "autodiff") - loss(x, w - v, "autodiff")
         return along_u / 2, along_v / 2
 
-    @program
+    @jax.jit
     def gradients(x: jax.Array, w: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         return {rules: jax.grad(loss, (0, 1))(x, w, rules) for rules in RULES}
 
@@ -146,8 +145,8 @@ def directions(shape: tuple[int, ...]) -> list[np.ndarray]:
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_the_gradient_of_a_network_is_its_slope(net: Net) -> None:
     a = net.operands()
-    loss = program(lambda a: net.loss(a, "fast"))
-    gradients = program(lambda a: {rules: jax.grad(net.loss)(a, rules) for rules in RULES})(a)
+    loss = jax.jit(lambda a: net.loss(a, "fast"))
+    gradients = jax.jit(lambda a: {rules: jax.grad(net.loss)(a, rules) for rules in RULES})(a)
     for name in ("x", "w1", "b1", "w2", "b2"):
         for v in directions(a[name].shape):
             tolerance, h = tolerance_and_step(net, a, name, v)

@@ -17,7 +17,6 @@ from jaxconv.rules import NAMED
 from tests import oracle
 from tests.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, layout_of, spatial_and_taps
-from tests.programs import program
 from tests.tolerance import assert_within_bound
 
 PRECISION = {"NHWC": np.float64, "NCHW": np.float32}
@@ -32,7 +31,7 @@ def by_rules_and_loops(case: Case, dtype: Any) -> tuple[Computed, Expected]:
     x, w = arrays(case, dtype)
     g = cotangent(geometry.y_shape(x.shape[0], w.shape[geometry.layout.w[0]]), dtype)
 
-    @program
+    @jax.jit
     def computed(x: jax.Array, w: jax.Array, g: jax.Array) -> Computed:
         def maps(rules: jaxconv.ConvRules) -> dict[str, jax.Array]:
             results = rules.conv(x, w, geometry), rules.input_grad(g, w, geometry), rules.kernel_grad(x, g, geometry)
@@ -80,7 +79,7 @@ def test_transposed_convolution_and_its_gradients_are_the_loops(case: Case) -> N
         oracle.exact(oracle.conv_transpose_kernel_grad, x, g, taps, **options),
     )
 
-    @program
+    @jax.jit
     def computed(x: jax.Array, w: jax.Array, b: jax.Array, g: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         return {
             rules: (

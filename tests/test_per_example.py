@@ -20,7 +20,6 @@ from jaxconv.per_example import Factors, _squared_norms, gram_is_cheaper, square
 from tests import oracle
 from tests.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.cases_transposed import FEW_TRANSPOSED, spatial_and_taps
-from tests.programs import program
 
 SIZE = 3
 
@@ -35,7 +34,7 @@ def by_vmap(loss: Callable[..., Any], params: Any, batch: Any) -> Any:
 
 
 def assert_equal_to_vmap(loss: Callable[..., Any], params: Any, batch: Any, rtol: float = 1e-10) -> None:
-    got, want = (program(partial(f, loss))(params, batch) for f in (jaxconv.per_example_grad_norms, by_vmap))
+    got, want = (jax.jit(partial(f, loss))(params, batch) for f in (jaxconv.per_example_grad_norms, by_vmap))
     assert got.shape == want.shape and got.dtype == want.dtype and float(want.min()) > 0
     np.testing.assert_allclose(got, want, rtol=rtol)
 
@@ -226,11 +225,11 @@ def test_it_is_a_function_like_any_other() -> None:
         return by_vmap(lambda w, x: (scale * layer(w, x)).sum(), w, x)
 
     np.testing.assert_allclose(norms(2.0, W, X), reference(2.0, W, X), rtol=1e-10)
-    np.testing.assert_allclose(program(norms)(2.0, W, X), reference(2.0, W, X), rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(norms)(2.0, W, X), reference(2.0, W, X), rtol=1e-10)
     many = jnp.stack([W, 2 * W])
-    got = program(jax.vmap(norms, (None, 0, None)))(2.0, many, X)
+    got = jax.jit(jax.vmap(norms, (None, 0, None)))(2.0, many, X)
     np.testing.assert_allclose(got, [reference(2.0, w, X) for w in many], rtol=1e-10)
-    a, b = (program(jax.grad(lambda w, f=f: f(2.0, w, X).sum()))(W) for f in (norms, reference))
+    a, b = (jax.jit(jax.grad(lambda w, f=f: f(2.0, w, X).sum()))(W) for f in (norms, reference))
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -254,8 +253,8 @@ def test_sixteen_bits_are_summed_in_float32(dtype: Any) -> None:
 
 def test_a_network_in_bfloat16() -> None:
     loss, params, batch = network("article", jnp.bfloat16)
-    got = program(partial(jaxconv.per_example_grad_norms, loss))(params, batch)
-    exact = program(partial(by_vmap, loss))(*network("article")[1:])
+    got = jax.jit(partial(jaxconv.per_example_grad_norms, loss))(params, batch)
+    exact = jax.jit(partial(by_vmap, loss))(*network("article")[1:])
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, exact, rtol=0.1)
 
@@ -300,7 +299,7 @@ def test_no_batch_of_kernel_gradients_is_held(side: int, gram: bool) -> None:
     limit = 16 * min(a.size for a in params.values())
     largest = [max(int(np.prod(s)) for s in shapes(jax.make_jaxpr(f)(params, batch).jaxpr)) for f in (norms, reference)]
     assert largest[0] < limit <= largest[1]
-    memory = [program(f).lower(params, batch).compile().memory_analysis() for f in (norms, reference)]
+    memory = [jax.jit(f).lower(params, batch).compile().memory_analysis() for f in (norms, reference)]
     assert memory[0].temp_size_in_bytes < 4 * limit < memory[1].temp_size_in_bytes
 
 

@@ -14,7 +14,6 @@ from jaxconv.ops.wiring import RULES
 from tests import oracle
 from tests.cases import Case, arrays, cotangent, in_layout
 from tests.cases_transposed import spatial_and_taps
-from tests.programs import program
 from tests.tolerance import assert_within_bound
 
 EXAMPLES = settings().max_examples
@@ -98,7 +97,7 @@ def assert_maps(case: Case, name: str) -> None:
     y = oracle.exact(getattr(oracle, name), x, w, **options)
     g = cotangent(y.value.shape)
 
-    @program
+    @jax.jit
     def computed(x: jax.Array, w: jax.Array, g: jax.Array) -> Any:
         def one(rules: str) -> tuple[jax.Array, ...]:
             y, pullback = jax.vjp(lambda x, w: op(x, w, **options, rules=rules), x, w)

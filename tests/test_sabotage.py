@@ -19,7 +19,6 @@ from jaxconv.geometry import Geometry, conv_geometry
 from jaxconv.rules import NAMED, ConvRules
 from tests import oracle
 from tests.cases import Case, arrays, cotangent
-from tests.programs import program
 from tests.tolerance import error_in_bounds
 
 Rule = Callable[..., jax.Array]
@@ -196,7 +195,7 @@ def errors_on(case: Case) -> dict[str, Errors]:
     options, (x, w) = case.options, arrays(case)
     geometry = conv_geometry("conv", x.shape, w.shape, **options)
 
-    @program
+    @jax.jit
     def gradients(x: jax.Array, w: jax.Array, g: jax.Array) -> Any:
         def pulled_back(rules: ConvRules) -> Any:
             return jax.vjp(lambda x, w: jaxconv.conv(x, w, **options, rules=rules), x, w)[1](g)

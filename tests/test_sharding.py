@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from tests.agreement import RULES, Layer, agree
 from tests.cases import Case, in_layout
-from tests.programs import program
 
 CASE = Case((8, 5, 4, 4), (3, 2, 4, 8), {"stride": 2})
 GROUPED = Case((8, 5, 4, 4), (3, 2, 2, 8), {"groups": 2, "padding": ((1, 0), (2, -1))})
@@ -76,7 +75,7 @@ def test_jit_keeps_the_sharding_and_the_numbers(placement: str, kind: AxisType) 
     layer, *specs = PLACEMENTS[placement]
     args, mesh = layer.arguments(), mesh_of(kind)
     with jax.set_mesh(mesh):
-        got = program(training_step(layer))(*put(mesh, args, specs))
+        got = jax.jit(training_step(layer))(*put(mesh, args, specs))
     *operands, output = specs
     assert_sharded(got, mesh, [output, *operands])
     assert_single_device_result(got, training_step(layer, "autodiff"), args)
@@ -109,7 +108,7 @@ def test_vmap_of_grad_is_sharded_by_example() -> None:
     x, w, _, delta = CONV.arguments()
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        got = program(gradients("fast"))(*put(mesh, (x, w, delta), (P("data"), P(), P("data"))))
+        got = jax.jit(gradients("fast"))(*put(mesh, (x, w, delta), (P("data"), P(), P("data"))))
     assert_sharded(got, mesh, [P("data"), P("data")])
     assert_single_device_result(got, gradients("autodiff"), (x, w, delta))
 
@@ -125,7 +124,7 @@ def test_an_ensemble_is_sharded_by_member() -> None:
     args = x, *(np.stack([a, 2 * a]) for a in (w, b, delta))
     mesh, member = mesh_of(AxisType.Explicit), P("model")
     with jax.set_mesh(mesh):
-        got = program(gradients("fast"))(*put(mesh, args, (P("data"), member, member, P("model", "data"))))
+        got = jax.jit(gradients("fast"))(*put(mesh, args, (P("data"), member, member, P("model", "data"))))
     assert_sharded(got, mesh, [P("model", "data"), member, member])
     assert_single_device_result(got, gradients("autodiff"), args)
 
@@ -143,7 +142,7 @@ def test_a_hessian_times_a_vector_is_sharded_like_the_vector() -> None:
     _, *specs = PLACEMENTS["output-channels"]
     args, mesh = CONV.arguments(), mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        got = program(product("fast"))(*put(mesh, args, specs))
+        got = jax.jit(product("fast"))(*put(mesh, args, specs))
     assert_sharded(got, mesh, specs[:-1])
     assert_single_device_result(got, product("autodiff"), args)
 
@@ -155,7 +154,7 @@ def test_shard_map_sums_the_gradients_of_replicated_operands_by_itself(rules: st
     mesh, batch = mesh_of(kind), P(("data", "model"))
     args, outs = CONV.arguments(), (batch, batch, P(), P())
     step = jax.shard_map(training_step(CONV, rules), mesh=mesh, in_specs=(batch, P(), P(), batch), out_specs=outs)
-    got = program(step)(*put(mesh, args, (batch, P(), P(), batch)))
+    got = jax.jit(step)(*put(mesh, args, (batch, P(), P(), batch)))
     assert_sharded(got, mesh, outs)
     assert_single_device_result(got, training_step(CONV, "autodiff"), args)
 
@@ -176,7 +175,7 @@ def test_shard_map_with_a_psum_of_one_s_own(rules: str, check_vma: bool) -> None
     step = jax.shard_map(
         local, mesh=mesh, in_specs=(batch, P(), P(), batch), out_specs=(batch, batch, P(), P()), check_vma=check_vma
     )
-    got = program(step)(*put(mesh, args, (batch, P(), P(), batch)))
+    got = jax.jit(step)(*put(mesh, args, (batch, P(), P(), batch)))
     assert_sharded(got, mesh, (batch, batch, P(), P()))
     assert_single_device_result(got, training_step(CONV, "autodiff"), args)
 
@@ -187,6 +186,6 @@ def test_shard_map_splits_the_output_channels() -> None:
     args = CONV.arguments()
     specs = P(), channels, P("model"), channels
     step = jax.shard_map(training_step(CONV), mesh=mesh, in_specs=specs, out_specs=(channels, *specs[:-1]))
-    got = program(step)(*put(mesh, args, specs))
+    got = jax.jit(step)(*put(mesh, args, specs))
     assert_sharded(got, mesh, (channels, *specs[:-1]))
     assert_single_device_result(got, training_step(CONV, "autodiff"), args)
