@@ -15,9 +15,6 @@ import jaxconv
 RULES = ("textbook", "rotated", "fast")  # the written ones
 ALL_RULES = (*RULES, "autodiff")
 
-# Most of the time goes into compiling programs that run once, and their numbers do not depend on optimisation.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 Shape = tuple[int, ...]
 
 

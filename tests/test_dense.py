@@ -12,7 +12,7 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import Geometry
-from tests.cases_ops import ALL_RULES, assert_close, jit, normal
+from tests.cases_ops import ALL_RULES, assert_close, normal
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
@@ -28,7 +28,7 @@ def test_value_and_gradients_are_matrix_products(lead: tuple[int, ...], bias: bo
     rows, deltas = x.reshape(-1, 3), g.reshape(-1, 5)
     gradients = g @ w.T, rows.T @ deltas, deltas.sum(0)
     expected = x @ w + b * bias, gradients[: len(operands)]
-    assert_close(jit(every)(g, *operands), dict.fromkeys(ALL_RULES, expected))
+    assert_close(jax.jit(every)(g, *operands), dict.fromkeys(ALL_RULES, expected))
 
 
 def test_no_inputs_give_the_bias_alone() -> None:

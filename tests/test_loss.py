@@ -13,7 +13,7 @@ import pytest
 
 import jaxconv
 from tests import oracle_ops as oracle
-from tests.cases_ops import ALL_RULES, assert_close, jit, normal
+from tests.cases_ops import ALL_RULES, assert_close, normal
 
 
 def one_hot(labels: Any, classes: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def in_logits(*spellings: Any, **options: Any) -> Callable[..., Any]:
 
         return [one(labels, rules) for labels in spellings for rules in ALL_RULES]
 
-    return jit(every)
+    return jax.jit(every)
 
 
 @pytest.mark.parametrize("smoothing", [0, 0.3])
@@ -65,7 +65,7 @@ def test_loss_and_gradients_for_soft_labels_in_logits_and_labels(smoothing: floa
     smooth = oracle.smoothed(targets, logits, smoothing)
     dz, dt = oracle.cross_entropy_grad(logits, smooth, g)
     expected = oracle.cross_entropy(logits, smooth), (dz, (1 - smoothing) * dt)
-    assert_close(jit(every)(logits, targets, g), dict.fromkeys(ALL_RULES, expected))
+    assert_close(jax.jit(every)(logits, targets, g), dict.fromkeys(ALL_RULES, expected))
 
 
 def test_the_gradient_in_one_hot_labels_is_minus_log_p_for_every_class() -> None:
@@ -76,7 +76,7 @@ def test_the_gradient_in_one_hot_labels_is_minus_log_p_for_every_class() -> None
         return jax.vjp(lambda t: jaxconv.softmax_cross_entropy(logits, t, rules=rules), targets)[1](g)[0]
 
     dt = oracle.cross_entropy_grad(logits, targets, g)[1]
-    assert_close(jit(lambda: {r: gradient(r) for r in ALL_RULES})(), dict.fromkeys(ALL_RULES, dt))
+    assert_close(jax.jit(lambda: {r: gradient(r) for r in ALL_RULES})(), dict.fromkeys(ALL_RULES, dt))
 
 
 @pytest.mark.parametrize("smoothing", [0, 0.3])
@@ -138,7 +138,7 @@ def test_a_wrong_label_gives_its_example_nan_inside_jit(dtype: Any) -> None:
     def every(z: Any, labels: Any) -> Any:
         return {r: jaxconv.softmax_cross_entropy(z, labels, rules=r) for r in ALL_RULES}
 
-    assert_close(jit(every)(logits, labels), dict.fromkeys(ALL_RULES, losses))
+    assert_close(jax.jit(every)(logits, labels), dict.fromkeys(ALL_RULES, losses))
 
 
 def test_labels_of_eight_bits_choose_among_more_classes_than_they_can_count() -> None:
@@ -163,4 +163,4 @@ def test_mean_squared_error_and_its_gradients(shape: tuple[int, ...]) -> None:
         return {r: (y, pullback(jnp.float64(1.7))) for r, (y, pullback) in pulls.items()}
 
     dp = 1.7 * 2 / p.size * (p - t)
-    assert_close(jit(every)(p, t), dict.fromkeys(ALL_RULES, (((p - t) ** 2).mean(), (dp, -dp))))
+    assert_close(jax.jit(every)(p, t), dict.fromkeys(ALL_RULES, (((p - t) ** 2).mean(), (dp, -dp))))

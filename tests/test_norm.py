@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jaxconv
 from tests import oracle_ops as oracle
-from tests.cases_ops import ALL_RULES, assert_close, jit, normal
+from tests.cases_ops import ALL_RULES, assert_close, normal
 
 EPS = 0.1  # large enough to be seen
 
@@ -99,7 +99,7 @@ def test_value_and_gradients_are_those_of_the_quotient_rule(norm: Norm) -> None:
         return {r: gradients(partial(norm.op, eps=EPS, rules=r), *args) for r in ALL_RULES}
 
     args = norm.arguments()
-    assert_close(jit(every)(*args), dict.fromkeys(ALL_RULES, norm.exact(*args)))
+    assert_close(jax.jit(every)(*args), dict.fromkeys(ALL_RULES, norm.exact(*args)))
 
 
 @pytest.mark.parametrize("norm", FIVE, ids=str)
@@ -116,7 +116,7 @@ def test_scale_and_bias_may_be_left_out_and_eps_is_1e_5(norm: Norm) -> None:
         norm.exact(x, s, b, g, 1e-5) for s, b in ((one, zero), (scale, zero), (one, bias))
     )
     expected = (y, (dx,)), (ys, (dxs, ds)), (yb, (dxb, db))
-    assert_close(jit(every)(x, scale, bias, g), expected, rtol=1e-12)
+    assert_close(jax.jit(every)(x, scale, bias, g), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("norm", FIVE, ids=str)
@@ -128,14 +128,14 @@ def test_a_constant_input_has_a_finite_gradient(norm: Norm) -> None:
     def every(*args: Any) -> Any:
         return {r: gradients(partial(norm.op, eps=EPS, rules=r), *args) for r in ALL_RULES}
 
-    assert_close(jit(every)(x, scale, bias, g), dict.fromkeys(ALL_RULES, norm.exact(x, scale, bias, g)))
+    assert_close(jax.jit(every)(x, scale, bias, g), dict.fromkeys(ALL_RULES, norm.exact(x, scale, bias, g)))
 
 
 def test_group_norm_with_a_group_for_each_channel_is_instance_norm() -> None:
     args = NORMS[7].arguments()
-    each, whole = jit(lambda *a: (gradients(partial(group_norm, groups=6), *a), gradients(jaxconv.instance_norm, *a)))(
-        *args
-    )
+    each, whole = jax.jit(
+        lambda *a: (gradients(partial(group_norm, groups=6), *a), gradients(jaxconv.instance_norm, *a))
+    )(*args)
     assert_close(each, whole)
 
 
@@ -146,7 +146,7 @@ def test_a_large_mean_does_not_drown_the_variance(norm: Norm) -> None:
     x += 3e4 if norm.centred else 0
     wide = (a.astype(np.float64) for a in (x, scale, bias, g))
     y, (dx, *_) = norm.exact(*wide)
-    actual, (adx, *_) = jit(partial(gradients, partial(norm.op, eps=EPS)))(x, scale, bias, g)
+    actual, (adx, *_) = jax.jit(partial(gradients, partial(norm.op, eps=EPS)))(x, scale, bias, g)
     assert_close((actual, adx), (y, dx), rtol=5e-3)
 
 
@@ -160,7 +160,7 @@ def test_sixteen_bit_statistics_are_summed_in_float32(norm: str, dtype: Any) -> 
         x = x.reshape(1, 1, m)
     op = {"batch_norm": batch_norm, "group_norm": partial(group_norm, groups=1)}.get(norm, getattr(jaxconv, norm))
     c = jnp.ones(x.shape[-1], dtype)
-    y, (dx, _, dbias) = jit(partial(gradients, partial(op, eps=1e-5)))(x, c, 0 * c, jnp.ones_like(x))
+    y, (dx, _, dbias) = jax.jit(partial(gradients, partial(op, eps=1e-5)))(x, c, 0 * c, jnp.ones_like(x))
     z = np.asarray(x, np.float64)
     centred = norm != "rms_norm"
     unit = (z - z.mean() if centred else z) / np.sqrt((z.var() if centred else (z * z).mean()) + 1e-5)
@@ -177,7 +177,7 @@ def test_sixteen_bit_statistics_are_summed_in_float32(norm: str, dtype: Any) -> 
 def test_running_statistics_move_towards_the_batch_by_the_momentum(momentum: float) -> None:
     x, scale, bias, _ = NORMS[0].arguments()
     old = {"mean": normal((3,), 4), "var": normal((3,), 5) ** 2}
-    step = jit(partial(jaxconv.batch_norm, train=True, momentum=momentum))
+    step = jax.jit(partial(jaxconv.batch_norm, train=True, momentum=momentum))
     _, new = step(x, scale, bias, old)
     batch = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}  # the biased variance
     assert_close(dict(new), {k: momentum * old[k] + (1 - momentum) * batch[k] for k in old})
@@ -186,7 +186,7 @@ def test_running_statistics_move_towards_the_batch_by_the_momentum(momentum: flo
 def test_running_statistics_keep_their_dtype_and_do_not_drift_in_it() -> None:
     x = jnp.full((4, 3), 2, jnp.bfloat16)
     state = {"mean": jnp.zeros(3, jnp.float32), "var": jnp.ones(3, jnp.float32)}
-    step = jit(partial(jaxconv.batch_norm, train=True))
+    step = jax.jit(partial(jaxconv.batch_norm, train=True))
     for _ in range(100):
         y, state = step(x, None, None, state)
     assert y.dtype == jnp.bfloat16
@@ -217,7 +217,7 @@ def test_in_inference_the_statistics_are_constants_and_the_layer_is_affine(norm:
     unit = (x - state["mean"].reshape(wide)) / deviation
     y = unit * scale.reshape(wide) + bias.reshape(wide)
     expected = y, (g * scale.reshape(wide) / deviation, (g * unit).sum(others), g.sum(others))
-    assert_close(jit(every)(x, scale, bias, g), dict.fromkeys(ALL_RULES, expected))
+    assert_close(jax.jit(every)(x, scale, bias, g), dict.fromkeys(ALL_RULES, expected))
 
 
 def test_inference_returns_the_state_it_was_given() -> None:
@@ -235,7 +235,7 @@ def test_no_gradient_flows_through_the_new_state(train: bool) -> None:
         _, new = jaxconv.batch_norm(*args, train=train, rules=rules)
         return sum(jnp.sum(a) for a in new.values())
 
-    every = jit(lambda *a: {r: jax.grad(partial(total, r), (0, 1, 2, 3))(*a) for r in ALL_RULES})
+    every = jax.jit(lambda *a: {r: jax.grad(partial(total, r), (0, 1, 2, 3))(*a) for r in ALL_RULES})
     for leaf in jax.tree.leaves(every(x, scale, bias, state)):
         np.testing.assert_array_equal(leaf, 0)
 
@@ -274,7 +274,7 @@ def test_the_gradient_of_a_vmapped_layer_with_shared_statistics_is_that_of_the_w
         return y.reshape(x.shape), jax.tree.map(lambda a: a[0], state)
 
     args = BATCH.arguments()
-    assert_close(jit(partial(pulled, mapped))(*args), whole_batch(*args))
+    assert_close(jax.jit(partial(pulled, mapped))(*args), whole_batch(*args))
 
 
 @pytest.mark.parametrize("rules", ALL_RULES)
@@ -286,7 +286,7 @@ def test_the_vmapped_gradient_of_a_layer_with_shared_statistics_is_that_of_the_w
         return y.reshape(x.shape), gradients, jax.tree.map(lambda a: a[0], state)
 
     args = BATCH.arguments()
-    assert_close(jit(mapped)(*args), whole_batch(*args))
+    assert_close(jax.jit(mapped)(*args), whole_batch(*args))
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["grad-of-shard_map", "shard_map-of-grad"])
@@ -301,4 +301,4 @@ def test_statistics_shared_by_devices_are_those_of_the_whole_batch(rules: str, i
     else:
         f = partial(pulled, jax.shard_map(layer, mesh=mesh, in_specs=primals, out_specs=(split, whole)))
     args = BATCH.arguments()
-    assert_close(jit(f)(*args), whole_batch(*args))
+    assert_close(jax.jit(f)(*args), whole_batch(*args))

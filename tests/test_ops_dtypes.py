@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxconv
-from tests.cases_ops import ALL_RULES, OPS, RULES, Op, jit, normal
+from tests.cases_ops import ALL_RULES, OPS, RULES, Op, normal
 
 LOSSES = {"cross_entropy", "cross_entropy-soft", "mean_squared_error"}
 SIXTEEN = (jnp.bfloat16, jnp.float16)
@@ -66,8 +66,8 @@ def test_without_x64_every_dtype_gives_the_rounded_float64_result(op: Op) -> Non
 
     given = [arguments(op, dtype) for dtype in narrow]
     with jax.enable_x64(False):
-        actual = jit(every)(*given)
-    whole = jit(partial(value_and_gradients, op, "autodiff"))
+        actual = jax.jit(every)(*given)
+    whole = jax.jit(partial(value_and_gradients, op, "autodiff"))
     for dtype, args, result in zip(narrow, given, actual, strict=True):
         exact = whole(*(a if a.dtype == np.int32 else a.astype(np.float64) for a in args))
         for a, b in zip(*map(jax.tree.leaves, (result, exact)), strict=True):

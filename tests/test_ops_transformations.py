@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.cases_ops import OPS, Op, assert_close, jit, normal
+from tests.cases_ops import OPS, Op, assert_close, normal
 
 FORWARD_MODE = r"can't apply forward-mode .* to a custom_vjp function"
 
@@ -87,7 +87,7 @@ def transformed(op: Op, rules: str, names: tuple[str, ...]) -> Any:
         fs = of_floats(op, rules, integers)
         return {name: TRANSFORMATIONS[name](*fs, op.argnums, points, tangents) for name in names}
 
-    return jit(every)(points, tangents)
+    return jax.jit(every)(points, tangents)
 
 
 @functools.cache
@@ -100,7 +100,7 @@ def expected(op: Op) -> dict[str, Any]:
         at = [[p[i] for p in points] for i in (0, 1)]
         return [(f(*p), jax.jacrev(f, op.argnums)(*p)) for p in at], jax.hessian(loss, op.argnums)(*at[0])
 
-    (at, hessian) = jax.tree.map(np.asarray, jit(dense)(points))
+    (at, hessian) = jax.tree.map(np.asarray, jax.jit(dense)(points))
     (y, jacobian), _ = at
     push = sum(np.tensordot(j, t, t.ndim) for j, t in zip(jacobian, tangents, strict=True))
     first, second = (tuple(np.tensordot(np.cos(y + 1), j, y.ndim) for j in jacobian) for y, jacobian in at)
@@ -146,7 +146,7 @@ def value_and_gradients(op: Op, rules: str, *args: Any) -> Any:
 
 @functools.cache
 def compiled(op: Op, rules: str) -> Callable[..., Any]:
-    return jit(functools.partial(value_and_gradients, op, rules))
+    return jax.jit(functools.partial(value_and_gradients, op, rules))
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)
@@ -209,7 +209,7 @@ def test_shard_map_gives_each_device_its_part_and_parameters_the_sum(op: Op, rul
         return jnp.atleast_1d(y), gradients
 
     out = PartitionSpec("data"), tuple(specs(op)[:count])
-    actual = jit(jax.shard_map(part, mesh=mesh, in_specs=tuple(specs(op)), out_specs=out, check_vma=True))(*args)
+    actual = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=tuple(specs(op)), out_specs=out, check_vma=True))(*args)
     own = [[a[i : i + 1] if s else a for a, s in zip(args, specs(op), strict=True)] for i in range(4)]
     ys, gradients = zip(*(compiled(op, "autodiff")(*a) for a in own), strict=True)
     joined = [np.concatenate(g) if s else np.sum(g, 0) for *g, s in zip(*gradients, specs(op)[:count], strict=True)]

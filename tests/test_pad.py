@@ -11,7 +11,7 @@ import pytest
 
 import jaxconv
 from tests import oracle_ops as oracle
-from tests.cases_ops import ALL_RULES, assert_close, in_nhwc, jit, normal, to_layout
+from tests.cases_ops import ALL_RULES, assert_close, in_nhwc, normal, to_layout
 
 MODES = ("zero", "circular", "reflect", "edge")
 
@@ -35,7 +35,7 @@ def value_and_pullback(padding: Any, mode: str, layout: str) -> Callable[..., An
         }
         return {r: (y, pull(g)[0]) for r, (y, pull) in pulls.items()}
 
-    return jit(every)
+    return jax.jit(every)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -57,7 +57,7 @@ def test_a_width_may_be_an_int_one_per_axis_or_pairs(layout: str) -> None:
     def every(x: Any) -> Any:
         return [jaxconv.pad(x, p, mode="reflect", layout=layout) for p in (2, (2, 2), [(2, 2), (2, 2)], (2, (2, 2)))]
 
-    first, *others = jit(every)(x)
+    first, *others = jax.jit(every)(x)
     assert in_nhwc(np.asarray(first), {"layout": layout}).shape == (1, 8, 9, 2)
     for other in others:
         np.testing.assert_array_equal(other, first)

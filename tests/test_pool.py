@@ -14,7 +14,7 @@ import pytest
 
 import jaxconv
 from tests import oracle_ops as oracle
-from tests.cases_ops import ALL_RULES, RULES, assert_close, in_nhwc, jit, normal, to_layout
+from tests.cases_ops import ALL_RULES, RULES, assert_close, in_nhwc, normal, to_layout
 
 
 class Pool(NamedTuple):
@@ -85,14 +85,14 @@ def test_value_and_gradient_are_those_of_the_loops(case: Pool) -> None:
 
     x, g = arguments(case)
     expected = {kind: loops(of, case, x, g) for kind, (_, of) in KINDS.items()}
-    assert_close(jit(every)(x, g), {cell: expected[cell[0]] for cell in cells})
+    assert_close(jax.jit(every)(x, g), {cell: expected[cell[0]] for cell in cells})
 
 
 @pytest.mark.parametrize("rules", ALL_RULES)
 def test_max_pool_crops_where_padding_is_negative(rules: str) -> None:
     case = Pool((2, 7, 6, 2), 2, {"stride": (1, 2), "padding": ((-1, 2), (1, -2))})
     x, g = arguments(case)
-    actual = jit(value_and_pullback(jaxconv.max_pool, case, rules))(x, g)
+    actual = jax.jit(value_and_pullback(jaxconv.max_pool, case, rules))(x, g)
     assert_close(actual, loops(oracle.largest, case, x, g))
 
 
@@ -106,7 +106,7 @@ def check_max_pool(x: np.ndarray, window: Any, **options: Any) -> tuple[np.ndarr
         return indices, {r: value_and_pullback(jaxconv.max_pool, case, r)(x, g) for r in RULES}
 
     expected = loops(oracle.largest, case, x, g)
-    indices, results = jit(every)(x, g)
+    indices, results = jax.jit(every)(x, g)
     assert_close(results, dict.fromkeys(RULES, expected))
     np.testing.assert_array_equal(indices, oracle.largest_positions(x, window, **options))
     return expected
@@ -144,7 +144,7 @@ def test_indices_are_row_major_positions_and_unpool_puts_values_back(case: Pool)
         back = {r: jaxconv.max_unpool(g, indices, case.window, sizes, rules=r, **case.options) for r in ALL_RULES}
         return y, indices, back
 
-    y, indices, back = jit(round_trip)(x, g)
+    y, indices, back = jax.jit(round_trip)(x, g)
     assert indices.dtype == jnp.int32
     assert_close(y, loops(oracle.largest, case, x, g)[0])
     np.testing.assert_array_equal(in_nhwc(np.asarray(indices), case.options), positions)
@@ -168,7 +168,7 @@ def test_unpool_takes_its_gradient_from_where_it_put(case: Pool) -> None:
 
     flat = in_nhwc(g2, case.options).reshape(case.x[0], -1, case.x[-1])
     taken = np.take_along_axis(flat, at.reshape(case.x[0], -1, case.x[-1]), 1).reshape(at.shape)
-    assert_close(jit(pulled)(g, g2), dict.fromkeys(ALL_RULES, to_layout(taken, case.options)))
+    assert_close(jax.jit(pulled)(g, g2), dict.fromkeys(ALL_RULES, to_layout(taken, case.options)))
 
 
 def test_unpool_ignores_an_index_that_its_window_cannot_have_produced() -> None:
@@ -181,7 +181,7 @@ def test_unpool_ignores_an_index_that_its_window_cannot_have_produced() -> None:
 def test_an_average_pool_is_adjoint_to_its_gradient(case: Pool, kind: str) -> None:
     """⟨A x, g⟩ = ⟨x, Aᵀ g⟩."""
     x, g = arguments(case)
-    y, dx = jit(value_and_pullback(KINDS[kind][0], case, "fast"))(x, g)
+    y, dx = jax.jit(value_and_pullback(KINDS[kind][0], case, "fast"))(x, g)
     np.testing.assert_allclose(np.vdot(y, g), np.vdot(x, dx), rtol=1e-13)
 
 
@@ -199,7 +199,7 @@ def test_global_avg_pool_is_the_mean_and_shares_its_gradient_evenly(shape: tuple
     m = np.prod(shape[1:-1])
     dx = to_layout(np.broadcast_to(np.expand_dims(g / m, spatial), shape), options)
     expected = x.sum(spatial) / m, dx
-    assert_close(jit(every)(to_layout(x, options), g), dict.fromkeys(ALL_RULES, expected))
+    assert_close(jax.jit(every)(to_layout(x, options), g), dict.fromkeys(ALL_RULES, expected))
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3])
@@ -212,7 +212,7 @@ def test_lp_pool_has_derivative_zero_at_zero_to_second_order(p: float) -> None:
         gradient = jax.grad(lambda x: jaxconv.lp_pool(x, 3, p, rules=rules).sum())
         return gradient(x), jax.grad(lambda x: jnp.vdot(gradient(x), v))(x)
 
-    every = jit(lambda x: {r: derivatives(x, r) for r in ALL_RULES})(x)
+    every = jax.jit(lambda x: {r: derivatives(x, r) for r in ALL_RULES})(x)
     slope = oracle.pool_grad(oracle.norm_of(p), np.where(x == 0, 1e-300, x), np.ones((1, 2, 1)), 3) * (x != 0)
     assert_close({r: first for r, (first, _) in every.items()}, dict.fromkeys(ALL_RULES, slope))
     for rules, (_, second) in every.items():
