@@ -122,9 +122,7 @@ def _check(options: Any) -> int:
 
 
 def _compare(options: Any) -> int:
-    if options.png and importlib.util.find_spec("matplotlib") is None:
-        raise CannotRunError("--png needs matplotlib. pip install jaxconv[experiments]")
-    _can_write(options.png)
+    _can_draw("--png", options.png)
     _can_write(options.json)
     loaded = [_load(function) for function in options.function]
     function, args, _ = loaded[0]
@@ -140,9 +138,19 @@ def _compare(options: Any) -> int:
 
 def _report(report: Any, options: Any) -> int:
     print(report)
-    if options.json:
-        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    _write_json(report, options.json)
     return 0 if report.ok else 1
+
+
+def _write_json(report: Any, path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+def _can_draw(option: str, path: Path | None) -> None:
+    if path and importlib.util.find_spec("matplotlib") is None:
+        raise CannotRunError(f"{option} needs matplotlib. pip install jaxconv[experiments]")
+    _can_write(path)
 
 
 def _can_write(path: Path | None) -> None:
@@ -188,10 +196,9 @@ def _load(target: str) -> tuple[Callable[..., Any], tuple[Any, ...], Callable[..
 
 
 def _explain(options: Any) -> int:
-    for path in (options.json, options.figure, options.html):
-        _can_write(path)
-    if options.figure and importlib.util.find_spec("matplotlib") is None:
-        raise CannotRunError("--figure needs matplotlib. pip install jaxconv[experiments]")
+    _can_draw("--figure", options.figure)
+    _can_write(options.json)
+    _can_write(options.html)
     explanation = jaxconv.explain(
         options.input_shape, options.kernel_shape, stride=options.stride, padding=options.padding,
         dilation=options.dilation, input_dilation=options.input_dilation, groups=options.groups,
@@ -204,8 +211,7 @@ def _explain(options: Any) -> int:
         explanation.figure(options.figure, frames=options.frames)
     if options.html:
         options.html.write_text(page, encoding="utf-8")
-    if options.json:
-        options.json.write_text(json.dumps(explanation.to_dict(), indent=2) + "\n")
+    _write_json(explanation, options.json)
     print(said.latex() if options.latex else said)
     faults = explanation.faults()
     for fault in faults:

@@ -24,14 +24,12 @@ from jaxconv import forward
 from jaxconv.explanation import drawing, page, verification, writing
 from jaxconv.explanation.equations import Equation
 from jaxconv.explanation.reading import Bilinear, Index, Reader, evaluate
-from jaxconv.explanation.recipes import RESULT, Recipe, recipes
+from jaxconv.explanation.recipes import Recipe, primal, recipes
 from jaxconv.geometry import Axis, Geometry, conv_geometry, sizes
 from jaxconv.ops.conv import Rules, check_kernel_rules, rule_set
 from jaxconv.ops.wiring import boolean, check_engine
 from jaxconv.rules import ConvRules
 
-MAPS = {result: name for name, result in RESULT.items()}
-FACTORS = {"y": ("x", "w"), "dx": ("g", "w"), "dw": ("x", "g")}
 # Entries and products of one map up to which all of them are written out.
 FEW = 100
 
@@ -136,7 +134,7 @@ class Explanation:
     @functools.cached_property
     def equations(self) -> dict[str, tuple[Equation, ...]]:
         """The equations that are written out: of every entry, or of one with the most products where they are many."""
-        return {name: self.read(name, self._chosen(name)) for name in MAPS}
+        return {name: self.read(name, self._chosen(name)) for name in self.recipes}
 
     def more(self, name: str, most: int) -> tuple[Equation, ...]:
         """Equations of at most as many entries, drawn at random from those that are not written out."""
@@ -153,8 +151,8 @@ class Explanation:
         Raises:
           ValueError: for an unknown name, or an index outside of the array.
         """
-        if name not in MAPS:
-            raise ValueError(f"explain: the equation must be one of {', '.join(MAPS)}, but is {name!r}.")
+        if name not in self.recipes:
+            raise ValueError(f"explain: the equation must be one of {', '.join(self.recipes)}, but is {name!r}.")
         entry, shape = tuple(int(i) for i in entry), self.shape(name)
         if len(entry) != len(shape) or any(not 0 <= i < n for i, n in zip(entry, shape, strict=True)):
             raise ValueError(
@@ -163,8 +161,8 @@ class Explanation:
         return self.read(name, [entry])[0]
 
     def shape(self, name: str) -> Index:
-        """The shape of y, dx or dw."""
-        return self.shapes[{"dx": "x", "dw": "w"}.get(name, name)]
+        """The shape of x, w, y, g, dx or dw."""
+        return self.shapes[primal(name)]
 
     def entries(self, name: str) -> int:
         """How many numbers y, dx or dw has."""
@@ -255,34 +253,27 @@ class Explanation:
         counts = self._of_ones[name]
         if not counts.size:
             return ()
-        layout = self.geometry.layout
-        spatial = {"y": layout.y, "dx": layout.x, "dw": layout.w}[name][2:]
         best = np.argwhere(counts == counts.max())
-        away = sum(np.abs(2 * best[:, axis] - counts.shape[axis] + 1) for axis in spatial)
+        away = sum(np.abs(2 * best[:, axis] - counts.shape[axis] + 1) for axis in self.recipes[name].layout(name)[2:])
         return tuple(int(i) for i in best[np.argmin(away)])
-
-    def factors(self, name: str) -> tuple[str, str]:
-        """The two arrays whose entries are multiplied for y, dx or dw."""
-        return FACTORS[name]
 
     def _bilinear(self, name: str) -> Bilinear:
         source = forward if self.rules == "autodiff" else rule_set(self.rules)
         options = {"platform": jax.default_backend()} if self.rules == "fast" else {}
-        return lambda a, b: getattr(source, MAPS[name])(a, b, self.geometry, **options)
+        return lambda a, b: getattr(source, self.recipes[name].map)(a, b, self.geometry, **options)
 
     def _operands(self, name: str) -> tuple[Index, Index]:
-        shapes = {**self.shapes, "g": self.shapes["y"]}
-        left, right = FACTORS[name]
-        return shapes[left], shapes[right]
+        left, right = self.recipes[name].factors
+        return self.shape(left), self.shape(right)
 
     @functools.cached_property
     def _readers(self) -> dict[str, Reader]:
-        return {name: Reader(self._bilinear(name), *self._operands(name), self.shape(name)) for name in MAPS}
+        return {name: Reader(self._bilinear(name), *self._operands(name), self.shape(name)) for name in self.recipes}
 
     @functools.cached_property
     def _of_ones(self) -> dict[str, np.ndarray]:
         """The maps of ones and ones, which count."""
-        return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in MAPS}
+        return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in self.recipes}
 
     def _chosen(self, name: str) -> list[Index]:
         counts = self._of_ones[name]
@@ -291,13 +282,14 @@ class Explanation:
 
     def read(self, name: str, entries: Sequence[Index]) -> tuple[Equation, ...]:
         """The equations of these entries, read off the rule."""
+        recipe, reader = self.recipes[name], self._readers[name]
         try:
-            return tuple(Equation(name, e, FACTORS[name], self._readers[name].products(e)) for e in entries)
+            return tuple(Equation(name, entry, recipe.factors, reader.products(entry)) for entry in entries)
         except Exception as error:
             if not isinstance(self.rules, ConvRules):
                 raise
             raise TypeError(
-                f"explain: rules.{MAPS[name]} must be a function of arrays that JAX can differentiate, but "
+                f"explain: rules.{recipe.map} must be a function of arrays that JAX can differentiate, but "
                 f"{type(error).__name__}: {error}"
             ) from error
 

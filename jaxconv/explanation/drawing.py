@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxconv.explanation.equations import LETTERS, Equation
 from jaxconv.explanation.reading import Index
+from jaxconv.explanation.recipes import Recipe
 from jaxconv.geometry import placed
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ FACES = {
 
 def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames: int | None) -> Any:
     """See `Explanation.figure`."""
-    maps = _checked(path, maps, frames)
+    maps = _checked(e, path, maps, frames)
     try:
         from matplotlib import rc_context
         from matplotlib.animation import FuncAnimation, PillowWriter
@@ -88,11 +89,12 @@ def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames:
     return drawn
 
 
-def _checked(path: str | Path | None, maps: Sequence[str], frames: int | None) -> Sequence[str]:
+def _checked(e: Explanation, path: str | Path | None, maps: Sequence[str], frames: int | None) -> Sequence[str]:
     """The maps to draw; every mistake is found before anything is computed."""
     maps = [maps] if isinstance(maps, str) else list(maps)
-    if not maps or any(name not in LETTERS or name in ("x", "w", "g") for name in maps):
-        raise ValueError(f"explain: maps must be some of y, dx, dw, but are {', '.join(map(repr, maps)) or 'none'}.")
+    if not maps or not set(maps) <= set(e.recipes):
+        known, given = ", ".join(e.recipes), ", ".join(map(repr, maps)) or "none"
+        raise ValueError(f"explain: maps must be some of {known}, but are {given}.")
     if frames is not None and frames < 1:
         raise ValueError(f"explain: frames must be at least 1, but {frames} < 1.")
     if path is not None and Path(path).suffix.lower() not in FORMATS:
@@ -107,13 +109,14 @@ class _Row:
 
     def __init__(self, e: Explanation, name: str) -> None:
         self.e, self.name, self.recipe = e, name, e.recipes[name]
-        left, right = (e.example[factor] for factor in e.factors(name))
+        left, right = (e.example[factor] for factor in self.recipe.factors)
         self.result = e.example[name]
-        self.group, self.batch, self.output, self.richest = _parts(e, name, e.richest(name))
-        operand = self.recipe.prepared_operand(left)[self.group, self.batch]
+        self.at = e.richest(name)
+        group, batch, output, self.richest = _parts(e, name, self.at)
+        operand = self.recipe.prepared_operand(left)[group, batch]
         self.summed = len(operand)
         self.operand = operand[:CHANNELS]
-        self.kernel = self.recipe.prepared_kernel(right)[self.group, self.output, :CHANNELS]
+        self.kernel = self.recipe.prepared_kernel(right)[group, output, :CHANNELS]
         self.kinds = _kinds(self)
         spans = [(k - 1) * d + 1 for k, d in zip(self.kernel.shape[1:], self.recipe.kernel_dilation, strict=True)]
         shapes = self.operand.shape[1:], tuple(max(n, 0) for n in spans), self.recipe.positions
@@ -195,15 +198,8 @@ class _Row:
 
     def _entry(self, place: Index) -> Index:
         """The entry of the result that the kernel computes at this position."""
-        layout, groups = self.e.geometry.layout, self.e.geometry.groups
-        per_in, per_out = self.e.channels // groups, self.e.outputs // groups
-        if self.recipe.result_rotated:
-            place = tuple(n - 1 - p for p, n in zip(place, self.recipe.positions, strict=True))
-        if self.name == "y":
-            return placed(layout.y, self.batch, self.group * per_out + self.output, place)
-        if self.name == "dx":
-            return placed(layout.x, self.batch, self.group * per_in + self.output, place)
-        return placed(layout.w, self.group * per_out + self.output, self.batch, place)
+        first, second, *_ = layout = self.recipe.layout(self.name)
+        return placed(layout, self.at[first], self.at[second], _turned(self.recipe, place))
 
     def _title(self) -> str:
         recipe = self.recipe
@@ -337,16 +333,20 @@ def _corners(along: Sequence[range]) -> list[Index]:
 
 def _parts(e: Explanation, name: str, entry: Index) -> tuple[int, int, int, Index]:
     """Group, row of the operand, output within the group, and position of the kernel, for an entry of a result."""
-    layout, groups, recipe = e.geometry.layout, e.geometry.groups, e.recipes[name]
     if not entry:  # there is none
         return 0, 0, 0, ()
-    spec = {"y": layout.y, "dx": layout.x, "dw": layout.w}[name]
-    first, second, *place = (entry[axis] for axis in spec)
-    per_group = (e.channels if name == "dx" else e.outputs) // groups
+    recipe = e.recipes[name]
+    first, second, *place = (entry[axis] for axis in recipe.layout(name))
+    per_group = (e.channels if name == "dx" else e.outputs) // e.geometry.groups
     channel, row = (first, second) if name == "dw" else (second, first)
-    if recipe.result_rotated:
-        place = [n - 1 - p for p, n in zip(place, recipe.positions, strict=True)]
-    return channel // per_group, row, channel % per_group, tuple(place)
+    return channel // per_group, row, channel % per_group, _turned(recipe, place)
+
+
+def _turned(recipe: Recipe, place: Sequence[int]) -> Index:
+    """From a position of the kernel to an index of the result, or back."""
+    if not recipe.result_rotated:
+        return tuple(place)
+    return tuple(n - 1 - p for p, n in zip(place, recipe.positions, strict=True))
 
 
 def _kinds(row: _Row) -> Any:

@@ -19,8 +19,10 @@ from jaxconv.geometry import Geometry, placed
 
 Pairs = tuple[tuple[int, int], ...]
 
-RESULT = {"conv": "y", "input_grad": "dx", "kernel_grad": "dw"}
-"""What each map computes."""
+
+def primal(name: str) -> str:
+    """Whose shape and layout an array has: δ those of y, a gradient those of what it is the gradient in."""
+    return {"g": "y", "dx": "x", "dw": "w"}.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Recipe:
 
     Attributes:
       map: "conv", "input_grad" or "kernel_grad".
+      result: what it computes: "y", "dx" or "dw".
       operand: the array that is moved over: "x" or "g".
       kernel: the array that moves: "w" or "g".
       operand_dilation: how far apart the operand's elements are moved, zeros between them.
@@ -44,6 +47,7 @@ class Recipe:
     """
 
     map: str
+    result: str
     operand: str
     kernel: str
     operand_dilation: tuple[int, ...]
@@ -57,8 +61,13 @@ class Recipe:
     geometry: Geometry
 
     @property
-    def result(self) -> str:
-        return RESULT[self.map]
+    def factors(self) -> tuple[str, str]:
+        """The two arrays whose entries are multiplied."""
+        return self.operand, self.kernel
+
+    def layout(self, name: str) -> tuple[int, ...]:
+        """Where (batch, channel, *spatial), or (out, in, *taps), live in an array of that name."""
+        return self.geometry.layout._asdict()[primal(name)]
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -96,23 +105,21 @@ class Recipe:
 
     def _arranged(self, a: np.ndarray, name: str) -> np.ndarray:
         """An array of the op as (group, n, channel, *spatial), or (group, out, in, *taps); exchanged if that is due."""
-        layout = {"x": self.geometry.layout.x, "w": self.geometry.layout.w, "g": self.geometry.layout.y}[name]
         groups, split = self.geometry.groups, 0 if name == "w" else 1
-        a = a.transpose(layout)
+        a = a.transpose(self.layout(name))
         a = a.reshape(*a.shape[:split], groups, a.shape[split] // groups, *a.shape[split + 1 :])
         a = np.moveaxis(a, split, 0)
         return a.swapaxes(1, 2) if name in self.exchanged else a
 
     def _restored(self, out: np.ndarray) -> np.ndarray:
         """The inverse of `_arranged` for the result."""
-        layout = {"y": self.geometry.layout.y, "dx": self.geometry.layout.x, "dw": self.geometry.layout.w}[self.result]
         if self.result == "dw":
             out = out.swapaxes(1, 2)  # the outputs first
             out = out.reshape(out.shape[0] * out.shape[1], *out.shape[2:])
         else:
             out = np.moveaxis(out, 0, 1)
             out = out.reshape(out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])
-        return out.transpose(np.argsort(layout))
+        return out.transpose(np.argsort(self.layout(self.result)))
 
     def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the w that moves, for a w of this shape: 20 filters of depth 3 become 3 of depth 20."""
@@ -144,16 +151,16 @@ def recipes(geometry: Geometry) -> dict[str, Recipe]:
     flipped = geometry.flip_kernel
     return {
         "y": Recipe(
-            "conv", "x", "w", geometry.input_dilation, geometry.padding, "lo, hi",
+            "conv", "y", "x", "w", geometry.input_dilation, geometry.padding, "lo, hi",
             geometry.dilation, geometry.stride, flipped, (), False, geometry,
         ),
         "dx": Recipe(
-            "input_grad", "g", "w", geometry.stride, geometry.input_grad_padding,
+            "input_grad", "dx", "g", "w", geometry.stride, geometry.input_grad_padding,
             "span − 1 − lo, span − 1 − hi + unread", geometry.dilation, geometry.input_dilation, not flipped, ("w",),
             False, geometry,
         ),
         "dw": Recipe(
-            "kernel_grad", "x", "g", geometry.input_dilation, geometry.kernel_grad_padding, "lo, hi − unread",
+            "kernel_grad", "dw", "x", "g", geometry.input_dilation, geometry.kernel_grad_padding, "lo, hi − unread",
             geometry.stride, geometry.dilation, False, ("x", "g"), flipped, geometry,
         ),
     }  # fmt: skip

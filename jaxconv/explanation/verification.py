@@ -28,7 +28,7 @@ def faults(e: Explanation) -> Iterator[str]:
     gives; and an equation's products must be those whose indices meet, i·q = s·p + d·k − lo, once each.
     """
     for name, recipe in e.recipes.items():
-        left, right = (e.example[factor] for factor in e.factors(name))
+        left, right = (e.example[factor] for factor in recipe.factors)
         actual, followed = e.example[name], recipe.follow(left, right)
         if followed.shape != actual.shape:
             yield f"{name}: the recipe's result has shape {followed.shape}, the rule's {actual.shape}."
@@ -47,7 +47,7 @@ def faults(e: Explanation) -> Iterator[str]:
 def example(e: Explanation) -> dict[str, np.ndarray]:
     """Random whole numbers x, w and g, from 1 to 5 with either sign, and what differentiating `conv` makes of them."""
     rng = np.random.default_rng(0)
-    sizes = {"x": e.shapes["x"], "w": e.shapes["w"], "g": e.shapes["y"]}
+    sizes = {name: e.shape(name) for name in ("x", "w", "g")}
     chosen = {name: rng.integers(1, 6, shape) * rng.choice((-1.0, 1.0), shape) for name, shape in sizes.items()}
 
     def run(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
@@ -67,8 +67,7 @@ def _differ(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
 def _meetings(e: Explanation, q: Equation) -> Iterator[tuple[Index, Index]]:
     """The pairs of indices that the trilinear form multiplies on the way to an entry."""
     layout, groups = e.geometry.layout, e.geometry.groups
-    spec = {"y": layout.y, "dx": layout.x, "dw": layout.w}[q.result]
-    first, second, *spatial = (q.entry[axis] for axis in spec)
+    first, second, *spatial = (q.entry[axis] for axis in e.recipes[q.result].layout(q.result))
     per_in, per_out = e.channels // groups, e.outputs // groups
     which = {"y": 0, "dw": 1, "dx": 2}[q.result]  # of p, k and q, the one that the entry names
     along = [

@@ -32,7 +32,7 @@ def text(e: Explanation) -> str:
     ]
     for name, recipe in e.recipes.items():
         shown, entries = e.equations[name], e.entries(name)
-        lines += ["", TITLES[name], *(f"  {step}" for step in steps(recipe, e.shapes))]
+        lines += ["", TITLES[name], *(f"  {step}" for step in _steps(e, recipe))]
         if len(shown) < entries:
             lines.append(f"  {_count(entries, 'entry', 'entries')} of {number(e.total(name))} products; among them")
         lines += [f"  {q}" for q in shown]
@@ -46,19 +46,19 @@ def _axes(e: Explanation) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def steps(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def _steps(e: Explanation, recipe: Recipe) -> list[str]:
     """What to do, in order."""
     operand, kernel = LETTERS[recipe.operand], LETTERS[recipe.kernel]
-    first = f"{operand} {shapes[_primal(recipe.operand)]}"
+    first = f"{operand} {e.shape(recipe.operand)}"
     if max(recipe.operand_dilation) > 1:
         first += f", its elements {_per_axis(recipe.operand_dilation)} apart, zeros between"
     first += f", padded by {_per_axis(recipe.padding)}: ({recipe.padding_rule})"
-    second = f"{kernel} {shapes[_primal(recipe.kernel)]}"
+    second = f"{kernel} {e.shape(recipe.kernel)}"
     if recipe.rotated:
         second += ", rotated by 180°"
     if recipe.exchanged == ("w",):
-        second += f", inputs and outputs exchanged{_within(recipe)}: {recipe.kernel_shape(shapes['w'])}"
-        second += f", {_exchange(recipe, shapes['w'])}"
+        second += f", inputs and outputs exchanged{_within(recipe)}: {recipe.kernel_shape(e.shape('w'))}"
+        second += f", {_exchange(e)}"
     if max(recipe.kernel_dilation) > 1:
         second += f", its elements {_per_axis(recipe.kernel_dilation)} apart"
     third = f"moves in steps of {_per_axis(recipe.stride)} to {' × '.join(map(str, recipe.positions))} places"
@@ -70,19 +70,13 @@ def steps(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     return lines
 
 
-def _exchange(recipe: Recipe, shape: Sequence[int]) -> str:
+def _exchange(e: Explanation) -> str:
     """Which entry of w stands where in w′, its channels exchanged; g is the group."""
-    geometry = recipe.geometry
-    outputs, inputs = (shape[axis] for axis in geometry.layout.w[:2])
+    groups = e.geometry.groups
     c, o = "c", "o"
-    if geometry.groups > 1:
-        c, o = f"{_times(inputs, 'g')} + c", f"{_times(outputs // geometry.groups, 'g')} + o"
-    return f"w′[k, o, {c}] = w[k, c, {o}]" if geometry.layout.w[0] else f"w′[{c}, o, k] = w[{o}, c, k]"
-
-
-def _primal(name: str) -> str:
-    """Whose shape an array has: δ that of y."""
-    return {"g": "y", "dx": "x", "dw": "w"}.get(name, name)
+    if groups > 1:
+        c, o = f"{_times(e.channels // groups, 'g')} + c", f"{_times(e.outputs // groups, 'g')} + o"
+    return f"w′[k, o, {c}] = w[k, c, {o}]" if e.layout == "NHWC" else f"w′[{c}, o, k] = w[{o}, c, k]"
 
 
 def _within(recipe: Recipe) -> str:
