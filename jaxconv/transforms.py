@@ -25,7 +25,7 @@ from jax.extend.core import primitives as known
 from jaxconv import primitives
 
 # Equations that carry a rule, and where they keep the computation it is about.
-_RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
+RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
 # Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
 _OPAQUE = {
     *("bitcast_convert_type", "nextafter", "random_gamma", "ffi_call", "pallas_call", "pure_callback", "io_callback"),
@@ -151,7 +151,7 @@ def _named(path: Sequence[Any], names: Sequence[str]) -> str:
 
 def has_rules(jaxpr: Jaxpr) -> bool:
     """Whether an equation here, or in a program within, carries a hand-written rule."""
-    return contains(jaxpr, lambda eqn: eqn.primitive.name in _RULED or eqn.primitive in primitives.PLAIN)
+    return contains(jaxpr, lambda eqn: eqn.primitive.name in RULED or eqn.primitive in primitives.PLAIN)
 
 
 def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
@@ -199,15 +199,15 @@ def interpret(
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
-    carried = functools.partial(_carried, floats=floats)
-    return interpret(jaxpr, [*map(carried, consts)], operands, functools.partial(_evaluate, floats=floats), carried)
+    as_floats = functools.partial(carried, floats=floats)
+    return interpret(jaxpr, [*map(as_floats, consts)], operands, functools.partial(evaluate, floats=floats), as_floats)
 
 
-def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
+def evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
     """One equation's results, its rule removed and its floats carried in `floats`, if given."""
     name, params = eqn.primitive.name, eqn.params
-    if name in _RULED:
-        inner = params[_RULED[name]]
+    if name in RULED:
+        inner = params[RULED[name]]
         return _run(inner.jaxpr, inner.consts, operands, floats)
     if eqn.primitive in primitives.PLAIN:
         return [primitives.PLAIN[eqn.primitive](*operands, **_carried_params(params, floats))]
@@ -234,7 +234,7 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
         return operands
     if name in _OPAQUE:
         return _at_own_precision(eqn, operands, floats)
-    return [_carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
+    return [carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
@@ -246,7 +246,7 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list
 def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
     avals: list[Any] = [v.aval for v in eqn.invars]
     own = [x if jax.typeof(x).dtype == a.dtype else x.astype(a.dtype) for x, a in zip(operands, avals, strict=True)]
-    return [_carried(y, floats) for y in bind(eqn, own, eqn.params)]
+    return [carried(y, floats) for y in bind(eqn, own, eqn.params)]
 
 
 # Precision
@@ -261,7 +261,7 @@ def _carried_dtype(dtype: Any, floats: Any) -> Any:
     return np.dtype(floats)
 
 
-def _carried(x: Any, floats: Any) -> Any:
+def carried(x: Any, floats: Any) -> Any:
     """A value at the precision that floats are carried in."""
     own = jax.typeof(x).dtype
     dtype = _carried_dtype(own, floats)

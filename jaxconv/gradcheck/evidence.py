@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,32 @@ from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, 
 _APART = 2.0**-4
 # More arguments than this are examined together, and a sample of them one by one.
 _MANY = 6
+
+
+class Comparison(NamedTuple):
+    """A gradient, what it should be, and what rounding may make of the difference.
+
+    Attributes:
+      got: one array for each argument.
+      want: likewise.
+      points: the (xs, gs) at which the gradients were taken that `want` is the sum of.
+      times: by what both were multiplied, or how many of them err.
+      own: whether both come from f's own rule, whose rounding then counts, right or wrong.
+    """
+
+    got: Sequence[Any]
+    want: Sequence[Any]
+    points: Sequence[tuple[Any, Any]]
+    times: float = 1.0
+    own: bool = False
+
+    def bounds(self, yardstick: Yardstick, sharper: bool = False) -> Arrays:
+        values = list(map(wide, self.want))
+        each = [
+            yardstick.sharper(values, xs, gs, self.own) if sharper else yardstick.bounds(values)
+            for xs, gs in self.points
+        ]
+        return [self.times * np.sum(b, axis=0) for b in zip(*each, strict=True)]
 
 
 class Trial:
@@ -40,27 +66,26 @@ class Trial:
         count = len(self.xs)
         return list(range(count)) if count <= _MANY else sorted(self.rng.choice(count, _MANY, replace=False))
 
-    def judge(
-        self,
-        name: str,
-        about: str,
-        comparisons: Sequence[tuple[Sequence[Any], Sequence[np.ndarray], Sequence[np.ndarray]]],
-        at: Callable[[int], tuple[Any, Any]],
-        hints: bool = False,
-    ) -> Evidence:
-        """Compare gradients (got, wanted, bounds) entry by entry; `at` says where the k-th was taken."""
+    def judge(self, name: str, about: str, comparisons: Sequence[Comparison], hints: bool = False) -> Evidence:
+        """Compare gradients entry by entry. What is beyond its bound is compared again with a sharper one."""
         worst = 0.0
         findings: dict[int, Finding] = {}
         kinks: dict[int, Finding] = {}
         shown: dict[int, tuple[Any, ...]] = {}
-        for k, (got, want, bounds) in enumerate(comparisons):
+        for k, comparison in enumerate(comparisons):
+            got, want = list(map(wide, comparison.got)), list(map(wide, comparison.want))
+            dtypes = [x.dtype for x in self.xs]
+            bounds = comparison.bounds(self.yardstick)
+            found = list(map(ratios, got, want, bounds, dtypes))
+            if any(ratio.max(initial=0) > 1 for ratio in found):
+                bounds = comparison.bounds(self.yardstick, sharper=True)
+                found = list(map(ratios, got, want, bounds, dtypes))
             jumps: Any = None
-            for i, (a, w, b) in enumerate(zip(map(wide, got), want, bounds, strict=True)):
-                ratio = ratios(a, w, b, self.xs[i].dtype)
+            for i, (a, w, b, ratio) in enumerate(zip(got, want, bounds, found, strict=True)):
                 if not ratio.max(initial=0) > 1:
                     worst = max(worst, ratio.max(initial=0))
                     continue
-                jumps = jumps or self.yardstick.kinks(*at(k), self.rng)
+                jumps = jumps or self.yardstick.kinks(*comparison.points[0], self.rng)
                 kink = (ratio > 1) & at_kink(a, w, jumps[i])
                 for where, out in ((kink, kinks), (~kink, findings)):
                     chosen = np.where(where, ratio, 0)
@@ -155,15 +180,15 @@ def truth(t: Trial) -> Evidence:
             "automatic", "skipped", "JAX alone has no reverse mode here: differences and the adjoint decide"
         )
     comparisons = [
-        (t.gradient(gs), dxs, t.yardstick.bounds(dxs)) for gs, (_, dxs) in zip(t.gs, t.yardstick.truth, strict=False)
+        Comparison(t.gradient(gs), dxs, [(t.xs, gs)]) for gs, (_, dxs) in zip(t.gs, t.yardstick.truth, strict=True)
     ]
-    unknown = sum(int((~np.isfinite(w)).sum()) for w in comparisons[0][1])
+    unknown = sum(int((~np.isfinite(w)).sum()) for w in comparisons[0].want)
     about = f"automatic differentiation in float64, {len(comparisons)} random cotangents"
     if unknown:
         about += f"; {unknown} entries have no finite truth"
     if uncertain := t.yardstick.uncertain():
         about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
-    return t.judge("automatic", about, comparisons, lambda k: (t.xs, t.gs[k]), hints=True)
+    return t.judge("automatic", about, comparisons, hints=True)
 
 
 def adjoint(t: Trial) -> Evidence:
@@ -206,7 +231,7 @@ def adjoint(t: Trial) -> Evidence:
 
 def linearity(t: Trial) -> Evidence:
     """The backward pass is linear: a cotangent may be split, and scaled by −2, exactly."""
-    gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
+    gs, at = t.gs[0], [(t.xs, t.gs[0])]
     keep = [t.rng.integers(0, 2, g.shape).astype(bool) for g in gs]
     whole, some, rest, twice = (
         list(map(wide, t.gradient(g)))
@@ -217,12 +242,11 @@ def linearity(t: Trial) -> Evidence:
             [-2 * g for g in gs],
         )
     )
-    bounds = _times(t.yardstick.bounds(dxs), 2)
     comparisons = [
-        ([a + b for a, b in zip(some, rest, strict=True)], whole, bounds),
-        (twice, _times(whole, -2), _times(bounds, 2)),
+        Comparison([a + b for a, b in zip(some, rest, strict=True)], whole, at, times=2, own=True),
+        Comparison(twice, _times(whole, -2), at, times=4, own=True),
     ]
-    return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons, lambda _: (t.xs, gs))
+    return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons)
 
 
 def zeros(t: Trial) -> Evidence:
@@ -230,15 +254,13 @@ def zeros(t: Trial) -> Evidence:
     gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
     nothing = [np.zeros_like(g) for g in gs]
     none = [np.where(there, 0, np.nan) for there in t.yardstick.known]
-    comparisons: list[tuple[Any, Any, Any]] = [(t.gradient(nothing), none, none)]
-    at = [nothing]
+    comparisons = [Comparison(t.gradient(nothing), none, [(t.xs, nothing)], times=0)]
     outputs = t.few() if len(gs) > _MANY else range(len(gs))
     for k in outputs if len(gs) > 1 else ():  # the other results' cotangents are symbolic zeros
         part = jax.jit(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
         alone = [g if i == k else np.zeros_like(g) for i, g in enumerate(gs)]
         _, exact = t.yardstick.exact(t.xs, alone)
-        comparisons.append((part, exact, t.yardstick.bounds(exact)))
-        at.append(alone)
+        comparisons.append(Comparison(part, exact, [(t.xs, alone)]))
     if len(t.xs) > 1:  # the other arguments are constants
 
         def one(i: int, xs: Any) -> Any:
@@ -250,10 +272,8 @@ def zeros(t: Trial) -> Evidence:
         few = t.few()
         parts = jax.jit(lambda xs: [one(i, xs) for i in few])(t.xs)
         got = [parts[few.index(i)] if i in few else dx for i, dx in enumerate(dxs)]
-        comparisons.append((got, dxs, t.yardstick.bounds(dxs)))
-        at.append(gs)
-    about = "zero cotangents; each result, and each argument, differentiated alone"
-    return t.judge("zeros", about, comparisons, lambda k: (t.xs, at[k]))
+        comparisons.append(Comparison(got, dxs, [(t.xs, gs)]))
+    return t.judge("zeros", "zero cotangents; each result, and each argument, differentiated alone", comparisons)
 
 
 def vmap(t: Trial) -> Evidence:
@@ -273,28 +293,26 @@ def vmap(t: Trial) -> Evidence:
         got = jax.jit(gradient(batched))(shared, cotangents)[1] if shared else []
     except Exception as error:
         return Evidence("vmap", "skipped", f"f has no vmap: {first_line(error)}")
-    comparisons = []
-    for k in range(2):
-        want = list(map(wide, singly[k]))
-        comparisons.append(([np.asarray(a)[k] for a in together], want, _times(t.yardstick.bounds(want), 2)))
-    at: list[tuple[Any, Any]] = [(points[0], t.gs[0]), (points[1], t.gs[1])]
+    at = list(zip(points, t.gs, strict=False))
+    comparisons = [
+        Comparison([np.asarray(a)[k] for a in together], singly[k], [at[k]], times=2, own=True) for k in range(2)
+    ]
     about = "vmap(grad) of 2 examples = grad of each"
     if shared:
-        one, other = singly[0], t.gradient(t.gs[1], [there[0], *shared])
+        alone = ([there[0], *shared], t.gs[1])
+        one, other = singly[0], t.gradient(alone[1], alone[0])
         want = [wide(a) + wide(b) for a, b in zip(one, other, strict=True)]
-        bounds = [a + b for a, b in zip(*(t.yardstick.bounds(list(map(wide, s))) for s in (one, other)), strict=True)]
-        comparisons.append(([wide(first) * 0, *got], [want[0] * 0, *want[1:]], _times(bounds, 2)))
-        at.append((t.xs, t.gs[0]))
+        none = [np.zeros(first.shape)]
+        comparisons.append(Comparison([*none, *got], [*none, *want[1:]], [at[0], alone], times=2, own=True))
         about += "; grad(vmap) = Σ vmap(grad)"
-    return t.judge("vmap", about, comparisons, lambda k: at[k])
+    return t.judge("vmap", about, comparisons)
 
 
 def eager(t: Trial) -> Evidence:
     """Traced and compiled, or one operation at a time."""
     got = gradient(t.problem.f)([jnp.array(x) for x in t.xs], t.gs[0])[1]  # copies, for f may donate them
-    want = list(map(wide, t.gradient(t.gs[0])))
-    bounds = _times(t.yardstick.bounds(want), 2)
-    return t.judge("jit", "jit = eager", [(got, want, bounds)], lambda _: (t.xs, t.gs[0]))
+    comparison = Comparison(got, t.gradient(t.gs[0]), [(t.xs, t.gs[0])], times=2, own=True)
+    return t.judge("jit", "jit = eager", [comparison])
 
 
 def determinism(t: Trial) -> Evidence:
