@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxconv.gradcheck import evidence
 from jaxconv.gradcheck.differences import differences
-from jaxconv.gradcheck.evidence import Trial
+from jaxconv.gradcheck.trial import Trial
 from jaxconv.gradcheck.problem import (
     Problem,
     WrongRule,

@@ -6,137 +6,19 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.hints import hint
-from jaxconv.gradcheck.problem import Problem, first_line, gradient, wide
-from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
-from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, inner, least, ratios, size
+from jaxconv.gradcheck.problem import first_line, gradient, wide
+from jaxconv.gradcheck.report import Evidence, in_bounds
+from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
+from jaxconv.gradcheck.yardstick import Arrays, in_float64, inner, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
-# More arguments than this are examined together, and a sample of them one by one.
-_MANY = 6
-
-
-class Comparison(NamedTuple):
-    """A gradient, what it should be, and what rounding may make of the difference.
-
-    Attributes:
-      got: one array for each argument.
-      want: likewise.
-      points: the (xs, gs) at which the gradients were taken that `want` is the sum of.
-      times: by what both were multiplied, or how many of them err.
-      own: whether both come from f's own rule, whose rounding then counts, right or wrong.
-    """
-
-    got: Sequence[Any]
-    want: Sequence[Any]
-    points: Sequence[tuple[Any, Any]]
-    times: float = 1.0
-    own: bool = False
-
-    def bounds(self, yardstick: Yardstick, sharper: bool = False) -> Arrays:
-        values = list(map(wide, self.want))
-        each = [
-            yardstick.sharper(values, xs, gs, self.own) if sharper else yardstick.bounds(values)
-            for xs, gs in self.points
-        ]
-        return [self.times * np.sum(b, axis=0) for b in zip(*each, strict=True)]
-
-
-class Trial:
-    """One function under examination: what is compiled once and used by several kinds of evidence."""
-
-    def __init__(self, problem: Problem, yardstick: Yardstick, rng: np.random.Generator) -> None:
-        self.problem, self.yardstick, self.rng = problem, yardstick, rng
-        self.compiled = jax.jit(gradient(problem.f))
-        self.xs, self.gs = problem.xs, yardstick.gs
-        self.suspects: set[tuple[int, tuple[int, ...]]] = set()
-
-    def gradient(self, gs: Sequence[Any], xs: Any = None) -> Arrays:
-        return list(map(np.asarray, self.compiled(list(xs or self.xs), list(gs))[1]))
-
-    def few(self) -> list[int]:
-        """Which arguments are examined one by one."""
-        count = len(self.xs)
-        return list(range(count)) if count <= _MANY else sorted(self.rng.choice(count, _MANY, replace=False))
-
-    def judge(self, name: str, about: str, comparisons: Sequence[Comparison], hints: bool = False) -> Evidence:
-        """Compare gradients entry by entry. What is beyond its bound is compared again with a sharper one."""
-        worst = 0.0
-        findings: dict[int, Finding] = {}
-        kinks: dict[int, Finding] = {}
-        shown: dict[int, tuple[Any, ...]] = {}
-        for k, comparison in enumerate(comparisons):
-            got, want = list(map(wide, comparison.got)), list(map(wide, comparison.want))
-            dtypes = [x.dtype for x in self.xs]
-            bounds = comparison.bounds(self.yardstick)
-            found = list(map(ratios, got, want, bounds, dtypes))
-            if any(ratio.max(initial=0) > 1 for ratio in found):
-                bounds = comparison.bounds(self.yardstick, sharper=True)
-                found = list(map(ratios, got, want, bounds, dtypes))
-            jumps: Any = None
-            for i, (a, w, b, ratio) in enumerate(zip(got, want, bounds, found, strict=True)):
-                if not ratio.max(initial=0) > 1:
-                    worst = max(worst, ratio.max(initial=0))
-                    continue
-                jumps = jumps or self.yardstick.kinks(*comparison.points[0], self.rng)
-                kink = (ratio > 1) & at_kink(a, w, jumps[i])
-                for where, out in ((kink, kinks), (~kink, findings)):
-                    chosen = np.where(where, ratio, 0)
-                    if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
-                        index = tuple(map(int, np.unravel_index(chosen.argmax(), a.shape)))
-                        jump = f"Around it, the gradient jumps by {jumps[i][index]:.6g}." if out is kinks else ""
-                        out[i] = replace(self.finding(i, index, a, w, b, jump), kink=out is kinks)
-                        self.suspects.add((i, index))
-                        shown[i] = (a, w, b, k) if out is findings else shown.get(i, ())
-                worst = max(worst, np.where(kink, 0, ratio).max())
-        if hints:
-            findings = {i: replace(finding, hint=self._hint(i, *shown[i])) for i, finding in findings.items()}
-        verdict = "wrong" if findings else "kink" if kinks else "ok"
-        return Evidence(name, verdict, about, float(worst), tuple((findings or kinks).values()))
-
-    def finding(self, i: int, index: tuple[int, ...], got: Any, want: Any, bound: Any, text: str) -> Finding:
-        value, expected, allowed = (float(a[index]) for a in (got, want, bound))
-        return finding_of(entry_name(self.problem.paths[i], index), value, expected, allowed, self.xs[i].dtype, text)
-
-    def _hint(self, i: int, got: np.ndarray, want: np.ndarray, bound: np.ndarray, k: int) -> str:
-        gs, examples = self.gs[k], {}
-        sizes = {g.shape[0] for g in gs if g.ndim}
-        if len(sizes) == 1 and (n := sizes.pop()) > 1:
-            for name, keep in (("first", 0), ("last", n - 1)):
-                alone = [np.where(np.arange(n).reshape(-1, *[1] * (g.ndim - 1)) == keep, g, 0) for g in gs]
-                (_, dxs) = self.yardstick.exact(self.xs, alone)
-                examples[f"It is that of the {name} example alone: the sum over the batch is missing."] = dxs[i]
-        others = {
-            f"It is the gradient of {self.problem.paths[j]}.": other
-            for j, other in enumerate(self.yardstick.truth[k][1])
-            if j != i and other.shape == got.shape
-        }
-        ones = self.yardstick.exact(self.xs, [np.ones(g.shape) for g in gs])[1][i]
-        return hint(got, want, bound, examples | others | {"The cotangent is ignored: taken to be all ones.": ones})
-
-
-def finding_of(where: str, value: float, expected: float, bound: float, dtype: Any, text: str = "") -> Finding:
-    info = jnp.finfo(dtype)
-    ulp = max(2.0 ** math.floor(math.log2(abs(expected))) if expected and math.isfinite(expected) else 0, info.tiny)
-    return Finding(where, value, expected, bound, abs(value - expected) / (float(ulp) * float(info.eps)), text)
-
-
-def entry_name(path: str, index: Sequence[int]) -> str:
-    return f"{path}[{', '.join(map(str, index))}]" if index else path
-
-
-def _times(arrays: Sequence[np.ndarray], factor: float) -> Arrays:
-    return [factor * a for a in arrays]
-
-
-# The kinds
 
 
 def structure(t: Trial) -> Evidence:
@@ -244,7 +126,7 @@ def linearity(t: Trial) -> Evidence:
     )
     comparisons = [
         Comparison([a + b for a, b in zip(some, rest, strict=True)], whole, at, times=2, own=True),
-        Comparison(twice, _times(whole, -2), at, times=4, own=True),
+        Comparison(twice, [-2 * a for a in whole], at, times=4, own=True),
     ]
     return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons)
 
@@ -255,7 +137,7 @@ def zeros(t: Trial) -> Evidence:
     nothing = [np.zeros_like(g) for g in gs]
     none = [np.where(there, 0, np.nan) for there in t.yardstick.known]
     comparisons = [Comparison(t.gradient(nothing), none, [(t.xs, nothing)], times=0)]
-    outputs = t.few() if len(gs) > _MANY else range(len(gs))
+    outputs = t.few() if len(gs) > MANY else range(len(gs))
     for k in outputs if len(gs) > 1 else ():  # the other results' cotangents are symbolic zeros
         part = jax.jit(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
         alone = [g if i == k else np.zeros_like(g) for i, g in enumerate(gs)]
