@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -156,10 +156,16 @@ def has_rules(jaxpr: Jaxpr) -> bool:
 
 def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
     """Whether an equation here, or in a program within, is wanted."""
-    return any(
-        wanted(eqn) or any(contains(inner, wanted) for value in eqn.params.values() for inner in _programs(value))
-        for eqn in jaxpr.eqns
-    )
+    return any(map(wanted, equations(jaxpr)))
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation here and in the programs within."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in _programs(value):
+                yield from equations(inner)
 
 
 def is_opaque(eqn: JaxprEqn) -> bool:

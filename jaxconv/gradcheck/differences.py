@@ -9,9 +9,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
+from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
 from jaxconv.gradcheck.yardstick import Arrays, inner, size
 
 
@@ -55,7 +55,9 @@ def _cut(t: Trial, cuts: Collection[str] | bool, arguments: Sequence[int]) -> st
     """What is to be said of directions along which automatic differentiation does not give the slope."""
     why = "f has a stop_gradient" if t.problem.stopped else "f has foreign code with a gradient of its own"
     text = f"the gradient is not the slope, for {why}"
-    names = [path for path in dict.fromkeys(t.problem.paths[i] for i in arguments) if cuts is not True and path not in cuts]
+    names = [
+        path for path in dict.fromkeys(t.problem.paths[i] for i in arguments) if cuts is not True and path not in cuts
+    ]
     if cuts is True or (cuts and not names):
         return f"{text}, which is meant"
     asked = f"check(..., cuts={names})" if names else "check(..., cuts=True)"

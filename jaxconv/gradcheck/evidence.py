@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.problem import first_line, gradient, wide
-from jaxconv.gradcheck.report import Evidence, in_bounds
+from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
-from jaxconv.gradcheck.yardstick import Arrays, in_float64, inner, least, ratios, size
+from jaxconv.gradcheck.yardstick import in_float64, inner, known, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -52,6 +52,9 @@ def forward(t: Trial) -> Evidence:
                     finding_of(where, y[index], want[index], bound[index], t.problem.ys[i].dtype, "Does f use state?")
                 )
     about = "values with and without differentiation, against float64"
+    if not findings and any(y.any() and (bound >= np.abs(y)).all() for y, bound in zip(exact, bounds, strict=True)):
+        about += ": rounding or overflow leaves a result without a digit"
+        return Evidence("forward", "undecided", about, float(worst))
     return Evidence("forward", "wrong" if findings else "ok", about, float(worst), tuple(findings))
 
 
@@ -70,7 +73,30 @@ def truth(t: Trial) -> Evidence:
         about += f"; {unknown} entries have no finite truth"
     if uncertain := t.yardstick.uncertain():
         about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
-    return t.judge("automatic", about, comparisons, hints=True)
+    entries = t.judge("automatic", about, comparisons, hints=True)
+    if entries.verdict == "wrong":
+        return entries
+    whole = [found for i in range(len(t.xs)) for found in _as_a_whole(t, i, comparisons)]
+    if whole:
+        return replace(entries, verdict="wrong", ratio=max(f.ratio for f in whole), findings=tuple(whole))
+    if hidden := [path for path, smallest in t.resolution.items() if smallest >= 1]:
+        return replace(entries, verdict="undecided", about=f"{about}: {', '.join(hidden)} might as well be 0")
+    return entries
+
+
+def _as_a_whole(t: Trial, i: int, comparisons: Sequence[Comparison]) -> Iterator[Finding]:
+    """What is too small to see in any entry of an argument's gradient may be seen in all of them together."""
+    for k, comparison in enumerate(comparisons):
+        want = np.where(known(comparison.want[i], t.xs[i].dtype), comparison.want[i], 0)
+        square, off = float(np.sum(want**2)), inner(wide(comparison.got[i]) - want, want)
+        if not square or abs(off) <= t.yardstick.along_itself(i, want):
+            continue
+        jumps = float(np.sum(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i] * np.abs(want)))
+        bound = t.yardstick.along_itself(i, want, t.gs[k]) + jumps
+        if not abs(off) <= bound:
+            where = f"all of {t.problem.paths[i]}, as a multiple of what it should be,"
+            yield finding_of(where, 1 + off / square, 1.0, bound / square, t.xs[i].dtype)
+            return
 
 
 def adjoint(t: Trial) -> Evidence:

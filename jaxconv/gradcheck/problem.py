@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 
 from jaxconv.transforms import Program, contains, is_opaque, trace
 
@@ -43,6 +44,7 @@ class Problem(NamedTuple):
       ys: the shape and dtype of each result.
       stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
       opaque: whether part of it can only be computed at its own precision.
+      jaxpr: the equations of what it computes.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Problem(NamedTuple):
     ys: list[jax.ShapeDtypeStruct]
     stopped: bool
     opaque: bool
+    jaxpr: Jaxpr
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -103,6 +106,7 @@ def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program)
         [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
         contains(plain.closed.jaxpr, lambda eqn: eqn.primitive.name == "stop_gradient"),
         contains(plain.closed.jaxpr, is_opaque),
+        plain.closed.jaxpr,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,8 @@ class Evidence:
 
     Attributes:
       name: which kind.
-      verdict: "ok", "wrong", "kink" (wrong only where one-sided derivatives disagree) or "skipped".
+      verdict: "ok", "wrong", "kink" (wrong only where one-sided derivatives disagree), "undecided" (what was compared
+        cannot tell a right gradient from a wrong one) or "skipped".
       about: what was compared, or why not.
       ratio: the worst error in units of its bound; at most 1 when all is well; NaN where nothing is measured.
       findings: the worst entry of each wrong argument, or of each argument at a kink.
@@ -87,16 +88,32 @@ class Report:
       function: the name of what was checked.
       arguments: its floating arguments, each as `path dtype[shape]`.
       evidence: one entry for each kind.
+      resolution: how small an error could have been seen: by which part each argument's gradient could be off as a
+        whole before it is called wrong (0.01 is one per cent); 0 where the gradient is 0, and any other would be seen.
+      untried: what of the function was not put to the test, a sentence each.
     """
 
     function: str
     arguments: tuple[str, ...]
     evidence: tuple[Evidence, ...] = field(default=())
+    resolution: Mapping[str, float] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """ "right", "wrong", or "undecided" where a wrong gradient would have passed as well.
+
+        A kink is not wrong: there, every convention has a point.
+        """
+        verdicts = {e.verdict for e in self.evidence}
+        if "wrong" in verdicts:
+            return "wrong"
+        return "undecided" if "undecided" in verdicts or not verdicts & {"ok", "kink"} else "right"
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong. A kink is not wrong: there, every convention has a point."""
-        return all(e.verdict != "wrong" for e in self.evidence)
+        """Whether the gradient is right: something was compared, and nothing is wrong or undecided."""
+        return self.verdict == "right"
 
     def with_evidence(self, *more: Evidence) -> Report:
         return replace(self, evidence=(*self.evidence, *more))
@@ -108,9 +125,9 @@ class Report:
                 return e
         raise KeyError(f"no evidence is called {name!r}; there is {', '.join(e.name for e in self.evidence)}.")
 
-    def raise_if_failed(self) -> None:
-        """Raise AssertionError with the whole report unless `ok`."""
-        if not self.ok:
+    def raise_if_failed(self, *, undecided: bool = True) -> None:
+        """Raise AssertionError with the whole report unless `ok`; with `undecided=False`, only if it is wrong."""
+        if self.verdict == "wrong" or (undecided and not self.ok):
             raise AssertionError(str(self))
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,19 +135,26 @@ class Report:
         return {
             "function": self.function,
             "ok": self.ok,
+            "verdict": self.verdict,
             "arguments": list(self.arguments),
+            "resolution": {path: plain(smallest) for path, smallest in self.resolution.items()},
+            "untried": list(self.untried),
             "evidence": [e.to_dict() for e in self.evidence],
         }
 
     def __str__(self) -> str:
-        verdict = "the gradient is right" if self.ok else "the gradient is WRONG"
-        lines = [f"check({self.function}): {verdict}.    {', '.join(self.arguments)}"]
+        said = {"right": "right", "wrong": "WRONG", "undecided": "UNDECIDED"}
+        lines = [f"check({self.function}): the gradient is {said[self.verdict]}.    {', '.join(self.arguments)}"]
         rows = [
-            (e.name, "WRONG" if e.verdict == "wrong" else e.verdict, _number(e.ratio), e.about) for e in self.evidence
+            (e.name, e.verdict.upper() if e.verdict in ("wrong", "undecided") else e.verdict, _number(e.ratio), e.about)
+            for e in self.evidence
         ]
         lines += table(("evidence", "verdict", "error/bound", "what was compared"), rows)
         for e in self.evidence:
             lines += [f"{e.name}: {finding}" for finding in e.findings]
+        if seen := [f"{path} {_percent(smallest)}" for path, smallest in self.resolution.items() if smallest]:
+            lines.append(f"An error of the whole would have been seen from: {', '.join(seen)}.")
+        lines += [f"Not tried: {sentence}" for sentence in self.untried]
         return "\n".join(lines)
 
 
@@ -150,6 +174,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _number(x: float) -> str:
     return "" if math.isnan(x) else f"{x:.2g}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part < 1 else "no error that could be seen"
 
 
 def plain(x: Any) -> Any:

@@ -40,10 +40,32 @@ from jaxconv.transforms import RULED, carried, evaluate, interpret
 # Equations whose results are among their operands' values, up to sign: nothing is rounded.
 _EXACT = {
     *("abs", "argmax", "argmin", "bitcast_convert_type", "broadcast_in_dim", "clamp", "concatenate", "copy", "copy_p"),
-    *("cummax", "cummin", "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "imag", "iota", "max", "min"),
+    *(
+        "cummax",
+        "cummin",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "expand_dims",
+        "gather",
+        "imag",
+        "iota",
+        "max",
+        "min",
+    ),
     *("neg", "optimization_barrier", "pad", "pmax", "pmin", "real", "reduce_max", "reduce_min", "reduce_window_max"),
     *("reduce_window_min", "reshape", "rev", "round", "floor", "ceil", "scatter", "select_and_gather_add", "select_n"),
-    *("sharding_constraint", "sign", "slice", "sort", "split", "squeeze", "stop_gradient", "top_k", "transpose", "zeros_like"),
+    *(
+        "sharding_constraint",
+        "sign",
+        "slice",
+        "sort",
+        "split",
+        "squeeze",
+        "stop_gradient",
+        "top_k",
+        "transpose",
+        "zeros_like",
+    ),
 }
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
@@ -131,7 +153,9 @@ def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
     ys = evaluate(eqn, operands, _FLOAT64)
     if name in _EXACT or (name == "convert_element_type" and not _narrows(eqn)):
         return ys
-    return [_noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in zip(eqn.outvars, ys, strict=True)]
+    return [
+        _noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in zip(eqn.outvars, ys, strict=True)
+    ]
 
 
 def _unit(v: Any) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxconv.gradcheck.hints import hint
 from jaxconv.gradcheck.problem import Problem, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding
 from jaxconv.gradcheck.slope import differentiator
-from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, ratios
+from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, known, ratios
 
 # More arguments than this are examined together, and a sample of them one by one.
 MANY = 6
@@ -64,6 +65,21 @@ class Trial:
         """Which arguments are examined one by one."""
         count = len(self.xs)
         return list(range(count)) if count <= MANY else sorted(self.rng.choice(count, MANY, replace=False))
+
+    @functools.cached_property
+    def resolution(self) -> dict[str, float]:
+        """By what part each argument's gradient could be off as a whole, and be seen; 0 where it should be 0."""
+        smallest: dict[str, float] = {}
+        for i, (path, bound) in enumerate(zip(self.problem.paths, self.yardstick.first, strict=True)):
+            exact = self.yardstick.truth[0][1][i]
+            exact = np.where(known(exact, self.xs[i].dtype), exact, 0)
+            if self.yardstick.is_zero(i, exact):
+                smallest[path] = 0.0
+                continue
+            there = exact != 0
+            entry = float((bound[there] / np.abs(exact[there])).min())
+            smallest[path] = min(entry, self.yardstick.along_itself(i, exact) / float(np.sum(exact**2)))
+        return smallest
 
     def judge(self, name: str, about: str, comparisons: Sequence[Comparison], hints: bool = False) -> Evidence:
         """Compare gradients entry by entry. What is beyond its bound is compared again with a sharper one."""

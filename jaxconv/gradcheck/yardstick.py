@@ -190,23 +190,54 @@ class Yardstick:
         """The bounds of the first exact gradient."""
         return self.bounds(self.truth[0][1])
 
-    def along(self, direction: Sequence[np.ndarray]) -> float:
-        """How far rounding may take ⟨the first gradient, direction⟩; entries may err alike: sums are measured too."""
+    def along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
+        """How far rounding may take ⟨a gradient, direction⟩: the first one, or the one that `noise` was drawn for.
+
+        Entries may err alike, so sums are measured too.
+        """
+        return max(self._along(direction, noise), self._independent(direction))
+
+    def noise_at(self, xs: Sequence[Any], gs: Sequence[Any]) -> list[Arrays]:
+        """What rounding does at another point, for `along`."""
+        return self._draw(xs, [gs], AGAIN[self.large], self._amplitude)
+
+    def _along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
         first = len(self.problem.ys)
-        noise, errors = (
-            [sum(inner(d, u) for d, u in zip(sample, direction, strict=True)) for sample in zip(*of[first:], strict=True)]
-            for of in (self._noise, self._errors)
+        moved, erred = (
+            [_inner(sample, direction) for sample in zip(*of[first:], strict=True)]
+            for of in (noise or self._noise, self._errors)
         )
         factor = max((self._factor(first + i) for i, u in enumerate(direction) if u.any()), default=1.0)
-        entries = sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(self.first, direction, strict=True))
-        return max(factor * float(spread(noise)), SPREAD * float(_rms(np.array(errors))), math.sqrt(entries))
+        if not math.isfinite(factor + sum(erred)):
+            return math.inf
+        return max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))))
+
+    def _independent(self, direction: Sequence[np.ndarray]) -> float:
+        """The same if entries err independently of each other: where runs are few, they may all be lucky in a sum."""
+        if not self.large:
+            return 0.0
+        return math.sqrt(sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(self.first, direction)))
+
+    def along_itself(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
+        """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those."""
+        direction = [exact if j == i else np.zeros_like(x) for j, x in enumerate(self.xs)]
+        again = self.noise_at(self.problem.xs, gs) if gs else None
+        rounded = 4 * float(jnp.finfo(self.problem.xs[i].dtype).eps) * float(np.sum(exact**2))
+        return max(self._along(direction), self._along(direction, again), rounded)
+
+    def is_zero(self, i: int, exact: np.ndarray) -> bool:
+        """Whether the i-th gradient is zero but for the truth's own rounding."""
+        noise = _rms(np.stack(self._noise[len(self.problem.ys) + i]), axis=0) / self._amplitude
+        finer = float(np.finfo(np.float64).eps) / float(jnp.finfo(self.problem.xs[i].dtype).eps)
+        return bool((np.abs(exact) <= SPREAD * finer * noise).all())
 
     def relative(self) -> float:
         """How far rounding typically takes a whole array, relative to itself: the worst of all arrays."""
         values = [*zip(*map(flat, self.truth), strict=True)]
-        sizes = [size(np.stack(n)) / self._amplitude / size(np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
+        ratios = [size(np.stack(n)) / size(np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
         eps = [float(jnp.finfo(dtype).eps) for dtype in self._dtypes()]
-        return SPREAD * max(max(self._factor(i) * s, e) for i, (s, e) in enumerate(zip(sizes, eps, strict=True)))
+        typical = enumerate(zip(ratios, eps, strict=True))
+        return SPREAD * max(max(self._factor(i) * r / self._amplitude, e) for i, (r, e) in typical)
 
     def uncertain(self) -> int:
         """How many entries of the gradient the arguments' own precision does not determine to one digit."""
@@ -269,6 +300,10 @@ def known(exact: np.ndarray, dtype: Any) -> np.ndarray:
 
 def large(problem: Problem) -> bool:
     return sum(x.size for x in problem.xs) + sum(y.size for y in problem.ys) > LARGE
+
+
+def _inner(sample: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
+    return sum(inner(d, u) for d, u in zip(sample, direction, strict=True))
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:
