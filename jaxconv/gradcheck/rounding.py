@@ -3,8 +3,8 @@
 Each equation that rounds has its results multiplied by 1 + a·u·ξ, with u = eps/2 of the dtype in which the function
 computes them, a the amplitude, and ξ a random number of variance 1. A sum of K terms is allowed what the roughest order
 makes of it, one term after the other: its partial sums s_k err by u·|s_k| each, √(Σ s_k²) in all, which is √(K/2) times
-the norm of the terms if they have random signs, and √(K/3) times the sum if they all agree. The noise of size a·u·√(K/2)
-on each term's factor has just that effect, to first order in u.
+the norm of the terms if they have random signs, and √(K/3) times the sum if they all agree. Noise of size a·u·√(K/2) on
+each term's factor has just that effect, to first order in u.
 
 What comes out differs from the exact result by what the rounding errors of any program with these equations may add up
 to, whichever compiler orders and fuses them: Σ_i (∂out/∂v_i)·v_i·u·ξ_i over all intermediate values v_i. It is a
@@ -13,9 +13,8 @@ neighbours; one that no rounding can reach (an unread input, a dead unit) has no
 that is decided by less than rounding shows the whole jump.
 
 Noise is a function of the value that it falls on, as rounding is: what is equal stays equal, and what the dtype can
-represent, such as a zero or a saturated sigmoid, stays as it is (in float64 itself that cannot be told). What no rounding
-touches is left alone: copies, choices, signs, casts to a wider type, and whatever was computed from integers (random
-bits, positions) alone.
+represent, such as a zero, a saturated sigmoid or uniform random bits, stays as it is (in float64 itself that cannot be
+told). What no rounding touches is left alone: copies, choices, signs, casts to a wider type.
 
 Source: D. S. Parker, Monte Carlo Arithmetic, UCLA CSD-970002 (1997); the sum's constant from N. J. Higham, Accuracy and
   Stability of Numerical Algorithms (2002), section 4.2, with independent errors.
@@ -124,15 +123,7 @@ def _floats(v: Any) -> bool:
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], noise: _Noise) -> list[Any]:
-    exact: set[Any] = set()
-
-    def one(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
-        if all(isinstance(v, Literal) or not _floats(v) or v in exact for v in eqn.invars):
-            exact.update(eqn.outvars)  # from integers alone
-            return evaluate(eqn, operands, _FLOAT64)
-        return _noisy(eqn, operands, noise)
-
-    return interpret(jaxpr, consts, operands, one, _wide)
+    return interpret(jaxpr, consts, operands, functools.partial(_noisy, noise=noise), _wide)
 
 
 def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:

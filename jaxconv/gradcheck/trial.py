@@ -16,7 +16,7 @@ from jaxconv.gradcheck.hints import hint
 from jaxconv.gradcheck.problem import Problem, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding
 from jaxconv.gradcheck.slope import differentiator
-from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, known, ratios
+from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, known, least, ratios
 
 # More arguments than this are examined together, and a sample of them one by one.
 MANY = 6
@@ -76,8 +76,8 @@ class Trial:
             if self.yardstick.is_zero(i, exact):
                 smallest[path] = 0.0
                 continue
-            there = exact != 0
-            entry = float((bound[there] / np.abs(exact[there])).min())
+            there = np.abs(exact) > least(self.xs[i].dtype)
+            entry = float((bound[there] / np.abs(exact[there])).min(initial=np.inf))
             smallest[path] = min(entry, self.yardstick.along_itself(i, exact) / float(np.sum(exact**2)))
         return smallest
 

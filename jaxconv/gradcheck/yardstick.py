@@ -16,10 +16,10 @@ others, and all of it must be allowed.
 How rough this machine's arithmetic is (TF32, bfloat16 passes, fused kernels) is measured: λ is the typical error of
 automatic differentiation at the function's own precision, in units of one rounding (the 90th percentile over the entries
 of |error|/rms|D_j/a| over 1.6, which a few jumps do not spoil), or 1 if that is less, for another program may round
-where this one did not. Where λ > 2 the amplitude grows by it, so that the jumps within reach are seen. With v the exact
+where this one did not. Where λ > 4 the amplitude grows by it, so that the jumps within reach are seen. With v the exact
 entry, E what automatic differentiation was seen to err by at it, and m the median of rms|D_j| over the array,
 
-    bound = max(λ·P, 16·E, 2·λ·m, 4·eps·|v|) + 16·eps64·|g|·|y|/|x|.
+    bound = max(λ·P, 16·E, 2·λ·m, 4·eps·|v| + 16·eps64·|g|·|y|/|x|).
 
 The last term is for the truth's own rounding: in float64 too, 1 − tanh² is 0 where a rule may know better. The third says that errors are norm-wise: an entry far below its array's rounding cannot be told from zero, exact zeros
 included. What differs from the truth by more than this is looked at again, with `AGAIN` runs at just that point and
@@ -46,6 +46,8 @@ from jaxconv.gradcheck.rounding import rounded
 
 # How many roundings each rounding is made into, and the most that may be relative to the value.
 AMPLITUDE, _LOUDEST = 4.0, 2.0**-4
+# From how rough on jumps farther away are looked for.
+_ROUGH = 4.0
 # How much more an entry may err than automatic differentiation was seen to err at it.
 SPREAD = 16.0
 # From how many entries on a function is large. Of a small and of a large one: noisy runs, cotangents, noisy runs at a
@@ -113,15 +115,15 @@ class Yardstick:
 
     def _calibrated(self) -> tuple[float, list[Arrays], list[float]]:
         """The amplitude, the noise in each array at that amplitude, and how rough the machine is relative to it."""
+        noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], AMPLITUDE)
+        rough = list(map(_roughness, self._errors, noise, self._dtypes()))
+        worst = max((r for r in rough if math.isfinite(r)), default=1.0)
+        if worst <= _ROUGH:
+            return AMPLITUDE, noise, rough
         loudest = _LOUDEST / max(float(jnp.finfo(dtype).eps) / 2 for dtype in self._dtypes())
-        amplitude = AMPLITUDE
-        while True:
-            noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], amplitude)
-            rough = [_roughness(e, n, amplitude) for e, n in zip(self._errors, noise, strict=True)]
-            worst = max((r for r in rough if math.isfinite(r)), default=1.0)
-            if worst <= 2 or amplitude >= loudest:
-                return amplitude, noise, rough
-            amplitude = min(amplitude * worst, loudest)
+        amplitude = max(AMPLITUDE, min(AMPLITUDE * worst, loudest))
+        noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], amplitude)
+        return amplitude, noise, [max(1.0, r * AMPLITUDE / amplitude) for r in rough]
 
     def _draw(self, xs: Any, gs: Sequence[Any], count: int, amplitude: float, noisy: Any = None) -> list[Arrays]:
         """What noise does to each array at xs, over `count` runs with the cotangents gs in turn."""
@@ -170,15 +172,19 @@ class Yardstick:
         return self._rough[i] * (2 if self._dtypes()[i] == np.float64 else 1)
 
     def _bound(self, i: int, value: np.ndarray, noise: Arrays) -> np.ndarray:
-        dtype, factor = self._dtypes()[i], self._factor(i)
+        factor = self._factor(i)
         if not math.isfinite(factor):
             return np.full(value.shape, np.inf)
-        rounded = 4 * float(jnp.finfo(dtype).eps) * np.nan_to_num(np.abs(value), posinf=0)
         errors = np.stack(self._errors[i])
         seen = np.where(np.isfinite(errors).all(axis=0), SPREAD * _rms(errors, axis=0), np.inf)
-        tiny = least(dtype) + SPREAD * float(np.finfo(np.float64).eps) * self._unit[i]
-        typical = 2 * _median(_rms(np.stack(noise), axis=0))
-        return np.maximum.reduce([factor * spread(noise), seen, np.maximum(rounded, factor * typical)]) + tiny
+        typical = 2 * factor * _median(_rms(np.stack(noise), axis=0))
+        return np.maximum(np.maximum(factor * spread(noise), typical), np.maximum(seen, self._floor(i, value)))
+
+    def _floor(self, i: int, value: np.ndarray) -> np.ndarray:
+        """What a rule may err by that rounds where automatic differentiation does not, or knows better than float64."""
+        dtype = self._dtypes()[i]
+        rounded = 4 * float(jnp.finfo(dtype).eps) * np.nan_to_num(np.abs(value), posinf=0)
+        return rounded + SPREAD * float(np.finfo(np.float64).eps) * self._unit[i] + least(dtype)
 
     @functools.cached_property
     def known(self) -> Arrays:
@@ -210,13 +216,12 @@ class Yardstick:
         factor = max((self._factor(first + i) for i, u in enumerate(direction) if u.any()), default=1.0)
         if not math.isfinite(factor + sum(erred)):
             return math.inf
-        return max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))))
+        floors = [self._floor(first + i, dx) for i, dx in enumerate(self.truth[0][1])]
+        return max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))), _length(floors, direction))
 
     def _independent(self, direction: Sequence[np.ndarray]) -> float:
         """The same if entries err independently of each other: where runs are few, they may all be lucky in a sum."""
-        if not self.large:
-            return 0.0
-        return math.sqrt(sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(self.first, direction)))
+        return _length(self.first, direction) if self.large else 0.0
 
     def along_itself(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
         """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those."""
@@ -302,6 +307,11 @@ def large(problem: Problem) -> bool:
     return sum(x.size for x in problem.xs) + sum(y.size for y in problem.ys) > LARGE
 
 
+def _length(bounds: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
+    """How far the sum along a direction may be off if entries err independently, each by its bound."""
+    return math.sqrt(sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(bounds, direction, strict=True)))
+
+
 def _inner(sample: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
     return sum(inner(d, u) for d, u in zip(sample, direction, strict=True))
 
@@ -323,10 +333,10 @@ def spread(noise: Sequence[Any]) -> np.ndarray:
     return 2 * _rms(samples, axis=0) + samples.max(axis=0)
 
 
-def _roughness(errors: Arrays, noise: Arrays, amplitude: float) -> float:
+def _roughness(errors: Arrays, noise: Arrays, dtype: Any) -> float:
     """The typical error in units of one rounding of each intermediate result; at least 1."""
-    error, unit = np.abs(np.stack(errors)), _rms(np.stack(noise), axis=0) / amplitude
-    there = np.broadcast_to((unit > 0), error.shape) | (error > 0)
+    error, unit = np.abs(np.stack(errors)), _rms(np.stack(noise), axis=0) / AMPLITUDE
+    there = np.broadcast_to(unit > least(dtype), error.shape) | ~(error <= least(dtype))
     if not there.any():
         return 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
