@@ -130,6 +130,10 @@ def check(
     if set(skip) >= set(KINDS):
         raise ValueError("check: skip leaves no evidence.")
     p = prepare("check", f, args, reference)
+    if isinstance(cuts, str):
+        raise ValueError(f"check: cuts must be a list of names, but is {cuts!r}. Say cuts=[{cuts!r}].")
+    if cuts is not True and (unknown := [name for name in cuts or () if name not in p.paths]):
+        raise ValueError(f"check: cuts must name arguments, but {', '.join(unknown)} is not one of {', '.join(p.paths)}.")
     with examination("check", p.name):
         return _examine(p, order, seed, skip, cuts)
 
