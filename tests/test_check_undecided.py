@@ -182,11 +182,15 @@ def test_any_convention_at_a_tie_is_right(name: str) -> None:
 
 UNTRIED: dict[str, tuple[Callable[..., Any], tuple[jax.Array, ...], str]] = {
     "a stride that divides": (
-        lambda x: jaxconv.conv(x, normal(2, 2, 1, 1), stride=2, padding=0), (normal(1, 6, 6, 1),), "remainder"
+        lambda x: jaxconv.conv(x, normal(2, 2, 1, 1), stride=2, padding=0),
+        (normal(1, 6, 6, 1),),
+        "remainder",
     ),
     "a pool's stride that divides": (lambda x: jaxconv.avg_pool(x, 2), (normal(1, 6, 6, 1),), "remainder"),
     "lax's stride that divides": (
-        lambda x: lax.conv(x, normal(1, 1, 2, 2), (2, 2), "VALID"), (normal(1, 1, 6, 6),), "remainder"
+        lambda x: lax.conv(x, normal(1, 1, 2, 2), (2, 2), "VALID"),
+        (normal(1, 1, 6, 6),),
+        "remainder",
     ),
     "no tie": (lambda w: jnp.maximum(normal(4, 3) @ w, 0), (normal(3, 2),), "ties and zeros"),
     "a gradient of zero": (lambda x, y: x + 0 * y, (normal(3), normal(3)), "y's gradient, which is 0"),

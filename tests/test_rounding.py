@@ -149,4 +149,6 @@ def test_each_pass_of_a_loop_has_noise_of_its_own() -> None:
 
     once = rms(noise(lambda x: jnp.sqrt(x * x + 0.1), np.float32(0.7), draws=100))
     partial_sums = np.sqrt(n / 3) * n * np.sqrt(0.59) * 2.0**-24
-    assert rms(noise(f, np.float32(0.7), draws=100)) < 1.5 * np.hypot(partial_sums, 2 * np.sqrt(n) * once) + n * once / 4
+    assert (
+        rms(noise(f, np.float32(0.7), draws=100)) < 1.5 * np.hypot(partial_sums, 2 * np.sqrt(n) * once) + n * once / 4
+    )

@@ -77,13 +77,13 @@ def check(
     automatic differentiation errs by on this machine (`gradcheck/yardstick.py` derives it), so that a bfloat16 rule is
     held to what bfloat16 can do and a float64 one to what float64 can. Where the gradient jumps, as at ReLU's zero or a
     tie of a max pool, any convention has a point: the verdict is "kink" and names it, and is no failure. Entries far
-    smaller than their array's rounding are below what the bound can tell. A solver that stops at a tolerance has a slope
-    of its own, not that of its solution: give it a reference.
+    smaller than their array's rounding are below what the bound can tell. A solver that stops at a tolerance has a
+    slope of its own, not that of its solution: give it a reference.
 
     "Right" needs evidence. Where a wrong gradient would have passed as well, the verdict is "undecided": a float16 norm
     that overflows inside, an argument whose gradient rounding hides, a gradient that `stop_gradient` cuts off from the
-    slope (which may be meant, as in a straight-through estimator: then say `cuts`). The report says for each argument how
-    small an error it could have seen, and what was not put to the test.
+    slope (which may be meant, as in a straight-through estimator: then say `cuts`). The report says for each argument
+    how small an error it could have seen, and what was not put to the test.
 
     Args:
       f: a function of pytrees of arrays to a pytree of arrays. Its floating arguments are differentiated, integers
@@ -132,13 +132,16 @@ def check(
     p = prepare("check", f, args, reference)
     if isinstance(cuts, str):
         raise ValueError(f"check: cuts must be a list of names, but is {cuts!r}. Say cuts=[{cuts!r}].")
-    if cuts is not True and (unknown := [name for name in cuts or () if name not in p.paths]):
-        raise ValueError(f"check: cuts must name arguments, but {', '.join(unknown)} is not one of {', '.join(p.paths)}.")
+    meant = p.paths if cuts is True else cuts or ()
+    if unknown := [name for name in meant if name not in p.paths]:
+        raise ValueError(
+            f"check: cuts must name arguments, but {', '.join(unknown)} is not one of {', '.join(p.paths)}."
+        )
     with examination("check", p.name):
-        return _examine(p, order, seed, skip, cuts)
+        return _examine(p, order, seed, skip, meant)
 
 
-def _examine(p: Problem, order: int, seed: int, skip: Sequence[str], cuts: Collection[str] | bool) -> Report:
+def _examine(p: Problem, order: int, seed: int, skip: Sequence[str], cuts: Collection[str]) -> Report:
     report = Report(p.name, p.arguments)
     rng = np.random.default_rng(seed)
     try:

@@ -15,23 +15,24 @@ from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
 from jaxconv.gradcheck.yardstick import Arrays, inner, size
 
 
-def differences(t: Trial, cuts: Collection[str] | bool = ()) -> Evidence:
+def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
     """Finite differences in float64, along directions and at coordinates; no derivative but the one in question.
 
     Where f stops gradients, automatic differentiation itself does not say that the gradient is the slope: a cut, of
     which nobody but its author can tell whether it is meant. `cuts` names the arguments whose gradient is meant to be
-    cut, or is True for all.
+    cut.
     """
     xs, got = [wide(x) for x in t.xs], [wide(a) for a in t.gradient(t.gs[0])]
-    worst, findings, kinks, count, cut = 0.0, [], [], 0, []
+    worst, findings, kinks, count = 0.0, [], [], 0
+    cut: list[int | None] = []
     special = t.yardstick.reverse and (t.problem.stopped or t.problem.opaque)
     for where, i, us in _directions(t, xs):
         value, bound, count = along(got, us), t.yardstick.along(us), count + 1
         slope, error, sides = t.slopes(xs, t.gs[0], us, bound, value)
         bound += 4 * error
         ratio = in_bounds(abs(value - slope), bound)
-        if special and abs(along(t.yardstick.truth[0][1], us) - slope) > bound:
-            cut.append((where, i))
+        if special and not sides and abs(along(t.yardstick.truth[0][1], us) - slope) > bound:
+            cut.append(i)
         elif ratio <= 1 or not math.isfinite(slope + bound):
             worst = max(worst, ratio if ratio <= 1 else 0)
         elif sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
@@ -44,24 +45,28 @@ def differences(t: Trial, cuts: Collection[str] | bool = ()) -> Evidence:
     found = sorted(findings or kinks, key=lambda f: -f.ratio)[:3]
     about = f"finite differences in float64 along {count} directions and coordinates"
     if cut:
-        about += f"; along {len(cut)} of them {_cut(t, cuts, [i for _, i in cut if i is not None])}"
-        meant = cuts is True or (cuts and all(t.problem.paths[i] in cuts for _, i in cut if i is not None))
+        about += f"; along {len(cut)} of them {_cut(t, cuts, cut)}"
+        meant = bool(cuts) and not _unmeant(t, cuts, cut)
         if verdict != "wrong":
             verdict = ("skipped" if len(cut) == count else verdict) if meant else "undecided"
     return Evidence("differences", verdict, about, worst, tuple(found))
 
 
-def _cut(t: Trial, cuts: Collection[str] | bool, arguments: Sequence[int]) -> str:
+def _unmeant(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> list[str]:
+    """The arguments along which the gradient is cut, but not named in `cuts`."""
+    names = dict.fromkeys(t.problem.paths[i] for i in cut if i is not None)
+    return [name for name in names if name not in cuts]
+
+
+def _cut(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> str:
     """What is to be said of directions along which automatic differentiation does not give the slope."""
     why = "f has a stop_gradient" if t.problem.stopped else "f has foreign code with a gradient of its own"
     text = f"the gradient is not the slope, for {why}"
-    names = [
-        path for path in dict.fromkeys(t.problem.paths[i] for i in arguments) if cuts is not True and path not in cuts
-    ]
-    if cuts is True or (cuts and not names):
+    names = _unmeant(t, cuts, cut)
+    if cuts and not names:
         return f"{text}, which is meant"
-    asked = f"check(..., cuts={names})" if names else "check(..., cuts=True)"
-    return f"{text}: cut{' at ' + ', '.join(names) if names else ''}, cannot tell. If that is meant, say {asked}"
+    where, asked = (f" at {', '.join(names)}", f"cuts={names}") if names else ("", "cuts=True")
+    return f"{text}: cut{where}, cannot tell. If that is meant, say check(..., {asked})"
 
 
 def along(dxs: Arrays, us: Arrays) -> float:
@@ -69,7 +74,7 @@ def along(dxs: Arrays, us: Arrays) -> float:
 
 
 def _directions(t: Trial, xs: Arrays) -> Iterator[tuple[str, int | None, Arrays]]:
-    """(name, the one argument, direction): at random, all entries alike, in proportion (both keep ties), and one by one."""
+    """(name, its one argument, direction): at random, all entries alike, in proportion (both keep ties), one by one."""
     zeros = [np.zeros_like(x) for x in xs]
 
     def only(i: int, u: np.ndarray) -> Arrays:

@@ -113,10 +113,9 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
         yield f"ties and zeros, where the gradient may jump: {tied.about}."
     strided = list(_remainders(t.problem.jaxpr))
     if strided and not any(strided):
-        yield "a stride that leaves a remainder: each one here divides what it strides over. Other sizes would have one."
-    for path, (_, dxs) in zip(t.problem.paths, [t.yardstick.truth[0]] * len(t.xs), strict=True):
-        i = t.problem.paths.index(path)
-        if dxs[i].size and not dxs[i].any():
+        yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes would leave one."
+    for path, dx in zip(t.problem.paths, t.yardstick.truth[0][1], strict=True):
+        if dx.size and not dx.any():
             yield f"a factor on {path}'s gradient, which is 0 here."
 
 

@@ -14,17 +14,19 @@ counts because gradients jump: a ReLU whose input is nearer to zero than roundin
 others, and all of it must be allowed.
 
 How rough this machine's arithmetic is (TF32, bfloat16 passes, fused kernels) is measured: λ is the typical error of
-automatic differentiation at the function's own precision, in units of one rounding (the 90th percentile over the entries
-of |error|/rms|D_j/a| over 1.6, which a few jumps do not spoil), or 1 if that is less, for another program may round
-where this one did not. Where λ > 4 the amplitude grows by it, so that the jumps within reach are seen. With v the exact
-entry, E what automatic differentiation was seen to err by at it, and m the median of rms|D_j| over the array,
+automatic differentiation at the function's own precision, in units of one rounding (the 90th percentile over the
+entries of |error|/rms|D_j/a| over 1.6, which a few jumps do not spoil), or 1 if that is less, for another program may
+round where this one did not. Where λ > 4 the amplitude grows by it, so that the jumps within reach are seen. With v
+the exact entry, E what automatic differentiation was seen to err by at it, and m the median of rms|D_j| over the
+array,
 
     bound = max(λ·P, 16·E, 2·λ·m, 4·eps·|v| + 16·eps64·|g|·|y|/|x|).
 
-The last term is for the truth's own rounding: in float64 too, 1 − tanh² is 0 where a rule may know better. The third says that errors are norm-wise: an entry far below its array's rounding cannot be told from zero, exact zeros
-included. What differs from the truth by more than this is looked at again, with `AGAIN` runs at just that point and
-cotangent and, where a function is compared with itself, with noise in its own rule as well: few runs may be lucky at
-one of a million entries; so many are not.
+The last term is for a rule that rounds where automatic differentiation does not, and for the truth's own rounding: in
+float64 too, 1 − tanh² is 0 where a rule may know better. The third says that errors are norm-wise: an entry far below
+its array's rounding cannot be told from zero, exact zeros included. What differs from the truth by more than this is
+looked at again, with `AGAIN` runs at just that point and cotangent and, where a function is compared with itself, with
+noise in its own rule as well: few runs may be lucky at one of a million entries; so many are not.
 
 In float64 the truth errs as much as what is compared with it, so the bound is doubled.
 """
@@ -90,7 +92,9 @@ class Yardstick:
         self.problem, self.reverse, self.large = problem, reverse, large(problem)
         self.xs = [wide(x) for x in problem.xs]
         self.gs = [problem.cotangents(rng, where) for _ in range(TRUTHS[self.large])]
-        self._rng, self._seen, self._kinks = rng, {}, {}
+        self._rng = rng
+        self._seen: dict[Any, list[list[np.ndarray]]] = {}
+        self._kinks: dict[int, Arrays] = {}
         plain = gradient(problem.plain if reverse else problem.f)
         self._noisy = self._with_noise(plain)
         exact = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float64)))
@@ -106,7 +110,9 @@ class Yardstick:
 
     def _own_errors(self, own: Callable[..., Any], rng: np.random.Generator) -> list[Arrays]:
         """By how much automatic differentiation errs at its own precision, here and nearby; per array, a list."""
-        at = [(self.problem.xs, gs, flat(exact)) for gs, exact in zip(self.gs, self.truth, strict=True)]
+        at: list[tuple[Any, Any, Arrays]] = [
+            (self.problem.xs, gs, flat(exact)) for gs, exact in zip(self.gs, self.truth, strict=True)
+        ]
         for i in range(_NEARBY[self.large]):
             xs, gs = self.problem.moved(rng), self.gs[i % len(self.gs)]
             at.append((xs, gs, flat(self.exact(xs, gs))))
