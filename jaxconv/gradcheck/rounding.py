@@ -185,7 +185,7 @@ def _noisy_terms(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> tuple[lis
     elif name in ("reduce_sum", "reduce_prod"):
         which, axes = 0, tuple(params["axes"])
     else:
-        return operands, _terms(name, params, eqn.invars[0])
+        return operands, _terms(name, params, eqn.invars[:1])
     x = operands[which]
     count = math.prod(x.shape[a] for a in axes)
     if count < 2:
@@ -206,11 +206,11 @@ def _contracted(name: str, params: dict[str, Any], ndim: int) -> tuple[int, ...]
     return (channels, *taps)
 
 
-def _terms(name: str, params: dict[str, Any], summed: Any) -> float:
+def _terms(name: str, params: dict[str, Any], summed: Sequence[Any]) -> float:
     if name == "reduce_window_sum":
         return max(1.0, math.prod(params["window_dimensions"]) / 2)
     if name in ("cumsum", "cumprod", "cumlogsumexp"):
-        return max(1.0, summed.aval.shape[params["axis"]] / 2)
+        return max(1.0, summed[0].aval.shape[params["axis"]] / 2)
     return 1.0
 
 
