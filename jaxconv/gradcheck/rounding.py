@@ -12,9 +12,9 @@ property of the computation at a point. An entry that one program happens to hit
 neighbours; one that no rounding can reach (an unread input, a dead unit) has none; and one behind a ReLU or a maximum
 that is decided by less than rounding shows the whole jump.
 
-Noise is a function of the value that it falls on, as rounding is: what is equal stays equal, and what the dtype can
-represent, such as a zero, a saturated sigmoid or uniform random bits, stays as it is (in float64 itself that cannot be
-told). What no rounding touches is left alone: copies, choices, signs, casts to a wider type.
+Noise is a function of the value that it falls on, as rounding is: what is equal stays equal, and zero stays zero. What
+the dtype can represent, such as a saturated sigmoid or uniform random bits, has the noise of float64 alone, in which
+the truth is computed. What no rounding touches is left alone: copies, choices, signs, casts to a wider type.
 
 Source: D. S. Parker, Monte Carlo Arithmetic, UCLA CSD-970002 (1997); the sum's constant from N. J. Higham, Accuracy and
   Stability of Numerical Algorithms (2002), section 4.2, with independent errors.
@@ -162,12 +162,12 @@ def _noisy_value(y: Any, dtype: Any, terms: float, noise: _Noise) -> Any:
         part = np.dtype(np.float32 if np.dtype(dtype).itemsize == 8 else np.float64)
         return lax.complex(*(_noisy_value(p, part, terms, noise) for p in (jnp.real(y), jnp.imag(y))))
     info = jnp.finfo(dtype)
-    size = jnp.maximum(jnp.abs(y), float(info.tiny))
-    noisy = y + noise.amplitude * (float(info.eps) / 2 * math.sqrt(terms)) * noise(_bits(y)) * size
-    rounds = (y != 0) & jnp.isfinite(y)
+    unit: Any = float(info.eps) / 2
     if info.nmant < 52:
-        rounds &= lax.reduce_precision(y, info.nexp, info.nmant) != y
-    return jnp.where(rounds, noisy, y)
+        unit = jnp.where(lax.reduce_precision(y, info.nexp, info.nmant) == y, float(jnp.finfo(_FLOAT64).eps) / 2, unit)
+    size = jnp.maximum(jnp.abs(y), float(info.tiny))
+    noisy = y + noise.amplitude * math.sqrt(terms) * unit * noise(_bits(y)) * size
+    return jnp.where((y == 0) | jnp.isinf(y), y, noisy)
 
 
 def _bits(y: Any) -> Any:
