@@ -176,6 +176,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
         p.stopped,
         p.opaque,
         p.jaxpr,
+        p.ruled,
     )
     try:
         reverse = differentiable("check", gradients)

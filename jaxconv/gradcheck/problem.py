@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from jaxconv.transforms import Program, contains, is_opaque, trace
+from jaxconv.transforms import Program, contains, has_rules, is_opaque, trace
 
 SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
 
@@ -45,6 +45,7 @@ class Problem(NamedTuple):
       stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
       opaque: whether part of it can only be computed at its own precision.
       jaxpr: the equations of what it computes.
+      ruled: whether f is differentiated in another way than `plain`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Problem(NamedTuple):
     stopped: bool
     opaque: bool
     jaxpr: Jaxpr
+    ruled: bool
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -107,6 +109,7 @@ def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program)
         contains(plain.closed.jaxpr, lambda eqn: eqn.primitive.name == "stop_gradient"),
         contains(plain.closed.jaxpr, is_opaque),
         plain.closed.jaxpr,
+        plain is not program or has_rules(program.closed.jaxpr),
     )
 
 

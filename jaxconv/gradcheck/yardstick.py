@@ -36,7 +36,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ class Yardstick:
         self.xs = [wide(x) for x in problem.xs]
         self.gs = [problem.cotangents(rng, where) for _ in range(TRUTHS[self.large])]
         self._rng = rng
-        self._seen: dict[Any, list[list[np.ndarray]]] = {}
+        self._seen: dict[Any, Arrays] = {}
         self._kinks: dict[int, Arrays] = {}
         plain = gradient(problem.plain if reverse else problem.f)
         self._noisy = self._with_noise(plain)
@@ -129,16 +129,18 @@ class Yardstick:
         noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], amplitude)
         return amplitude, noise, [max(1.0, r * AMPLITUDE / amplitude) for r in rough]
 
-    def _draw(self, xs: Any, gs: Sequence[Any], count: int, amplitude: float, noisy: Any = None) -> list[Arrays]:
-        """What noise does to each array at xs, over `count` runs with the cotangents gs in turn."""
-        noisy, xs, samples = noisy or self._noisy, [wide(x) for x in xs], []
-        gs = [[wide(g) for g in one] for one in gs[:count]]
+    def _draw(self, xs: Any, gs: Sequence[Any], count: int, amplitude: float) -> list[Arrays]:
+        """What noise does to each array at xs, over `count` runs with the cotangents gs in turn; per array, a list."""
+        samples = list(self._samples(self._noisy, xs, gs, count, amplitude))
+        return [list(column) for column in zip(*samples, strict=True)]
+
+    def _samples(self, noisy: Any, xs: Any, gs: Sequence[Any], count: int, amplitude: float) -> Iterator[Arrays]:
+        xs, gs = [wide(x) for x in xs], [[wide(g) for g in one] for one in gs[:count]]
         quiet = [flat(noisy(0.0, np.uint64(0), xs, one)) for one in gs]
         for i in range(count):
             key, k = self._rng.integers(2**64, dtype=np.uint64), i % len(gs)
             loud = flat(noisy(amplitude, key, xs, gs[k]))
-            samples.append([_finite(a - b) for a, b in zip(loud, quiet[k], strict=True)])
-        return [list(column) for column in zip(*samples, strict=True)]
+            yield [_finite(a - b) for a, b in zip(loud, quiet[k], strict=True)]
 
     def exact(self, xs: Sequence[Any], gs: Sequence[Any]) -> tuple[Arrays, Arrays]:
         """The values and the gradient in float64."""
@@ -149,21 +151,21 @@ class Yardstick:
         """How far rounding may take each of `values`, exact gradients (or results) at or near this point."""
         count, dtypes = len(self.problem.ys), self._dtypes()
         chosen = range(count) if of == "values" else range(count, len(dtypes))
-        return [self._bound(i, v, self._noise[i]) for i, v in zip(chosen, values, strict=True)]
+        return [np.maximum(self._usual[i], self._floor(i, v)) for i, v in zip(chosen, values, strict=True)]
 
     def sharper(self, values: Sequence[np.ndarray], xs: Sequence[Any], gs: Sequence[Any], own: bool) -> Arrays:
         """The bounds at just this point and cotangent; with `own`, of f's own rule too."""
+        own = own and self.problem.ruled
         key = (own, hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs))))
         if key not in self._seen:
-            programs = [self._noisy, self._own_noisy] if own else [self._noisy]
-            draws = [self._draw(xs, [gs], AGAIN[self.large], self._amplitude, noisy) for noisy in programs]
-            self._seen[key] = [[spread(column) for column in columns] for columns in zip(*draws, strict=True)]
-        first = len(self.problem.ys)
-        bounds = []
-        for i, v in enumerate(values, first):
-            here = self._factor(i) * np.max(np.stack(self._seen[key][i]), axis=0)
-            bounds.append(np.maximum(self._bound(i, v, self._noise[i]), here))
-        return bounds
+            again = (xs, [gs], AGAIN[self.large], self._amplitude)
+            spreads = [_spreads(self._samples(self._noisy, *again))]
+            if own:
+                spreads.append(_spreads(self._samples(self._own_noisy, *again)))
+            self._seen[key] = [np.maximum.reduce(each) for each in zip(*spreads, strict=True)]
+        usual = self.bounds(values)
+        here = enumerate(self._seen[key][len(self.problem.ys) :], len(self.problem.ys))
+        return [np.maximum(bound, self._factor(i) * noise) for bound, (i, noise) in zip(usual, here, strict=True)]
 
     @functools.cached_property
     def _own_noisy(self) -> Callable[..., Any]:
@@ -175,14 +177,18 @@ class Yardstick:
     def _factor(self, i: int) -> float:
         return self._rough[i] * (2 if self._dtypes()[i] == np.float64 else 1)
 
-    def _bound(self, i: int, value: np.ndarray, noise: Arrays) -> np.ndarray:
-        factor = self._factor(i)
+    @functools.cached_property
+    def _usual(self) -> Arrays:
+        """The bounds at this point, for any of the cotangents that noise was drawn with."""
+        return [self._bound(i) for i in range(len(self._noise))]
+
+    def _bound(self, i: int) -> np.ndarray:
+        noise, errors, factor = self._noise[i], np.stack(self._errors[i]), self._factor(i)
         if not math.isfinite(factor):
-            return np.full(value.shape, np.inf)
-        errors = np.stack(self._errors[i])
-        seen = np.where(np.isfinite(errors).all(axis=0), SPREAD * _rms(errors, axis=0), np.inf)
+            return np.full(errors.shape[1:], np.inf)
         typical = 2 * factor * _median(_rms(np.stack(noise), axis=0))
-        return np.maximum(np.maximum(factor * spread(noise), typical), np.maximum(seen, self._floor(i, value)))
+        seen = np.where(np.isfinite(errors).all(axis=0), SPREAD * _rms(errors, axis=0), np.inf)
+        return np.maximum(np.maximum(factor * spread(noise), typical), seen)
 
     def _floor(self, i: int, value: np.ndarray) -> np.ndarray:
         """What a rule may err by that rounds where automatic differentiation does not."""
@@ -209,7 +215,7 @@ class Yardstick:
 
     def noise_at(self, xs: Sequence[Any], gs: Sequence[Any]) -> list[Arrays]:
         """What rounding does at another point, for `along`."""
-        return self._draw(xs, [gs], AGAIN[self.large], self._amplitude)
+        return self._draw(xs, [gs], SAMPLES[self.large], self._amplitude)
 
     def _along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
         first = len(self.problem.ys)
@@ -335,6 +341,19 @@ def spread(noise: Sequence[Any]) -> np.ndarray:
     """How far many roundings may take what these samples of noise have moved."""
     samples = np.abs(np.stack(noise))
     return 2 * _rms(samples, axis=0) + samples.max(axis=0)
+
+
+def _spreads(samples: Iterable[Arrays]) -> Arrays:
+    """`spread` of each array of many samples, one sample at a time."""
+    squares: list[Any] = []
+    largest: list[Any] = []
+    count = 0
+    for sample in samples:
+        count += 1
+        sizes = list(map(np.abs, sample))
+        squares = [a + b**2 for a, b in zip(squares, sizes, strict=True)] if squares else [b**2 for b in sizes]
+        largest = list(map(np.maximum, largest, sizes)) if largest else sizes
+    return [2 * np.sqrt(a / count) + b for a, b in zip(squares, largest, strict=True)]
 
 
 def _roughness(errors: Arrays, noise: Arrays, dtype: Any) -> float:
