@@ -59,6 +59,17 @@ def test_the_first_wrong_index_is_shown_with_its_window() -> None:
     assert refusal(wrong) == f"2 of 36 do not: indices[0, 1, 1, 2] = 3, and the window there is [2:4, 2:4]. {OTHER}"
 
 
+def test_a_window_ends_where_it_ends() -> None:
+    """The middle one of three reads positions 2 and 3."""
+    for position in range(6):
+        y, at = np.ones((1, 3, 1)), np.array([0, position, 4]).reshape(1, 3, 1)
+        if position in (2, 3):
+            assert jaxconv.max_unpool(y, at, 2, 6)[0, position, 0] == 1
+        else:
+            with pytest.raises(ValueError, match=rf"1 of 3 do not: .* = {position}, and the window there is \[2:4\]"):
+                jaxconv.max_unpool(y, at, 2, 6)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_the_gaps_of_a_dilated_window_are_not_in_it(layout: str) -> None:
     """Windows of span 3 that start at −1, 1, 3: the middle of each is not read."""

@@ -68,6 +68,11 @@ ZERO_TO_X = [0, 0, 0, 0, 100, 1e4, 1e38, INF], [0, 0, 0, 0, 1, 1, 1, 1]
 POINTS = [
     # nothing to choose from, and nothing chosen
     flat("entropy-padding", entropy(np.zeros((2, 3))), np.full((2, 3), -INF)),
+    flat(
+        "entropy-padding-in-the-labels",
+        lambda t, rules: jaxconv.softmax_cross_entropy(np.full((2, 3), -INF), t, label_smoothing=0.2, rules=rules),
+        np.zeros((2, 3)),
+    ),
     flat("entropy-impossible", entropy(np.array([0, 1])), [[-INF, -INF], [2, -INF]], INF),
     flat("entropy-left-out", entropy(np.array([7, -9]), where=np.zeros(2, bool)), [[np.nan, 1], [INF, -INF]]),
     flat(

@@ -74,19 +74,19 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
 _windows = primitives.linear_pair("window_sum", _window_sum, _spread)
 
 
-Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that counts
+_Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that counts
 
 
-def _weight(static: Average, dtype: Any) -> np.ndarray:
+def _weight(static: _Average, dtype: Any) -> np.ndarray:
     return (1 / np.maximum(forward.window_counts(*static), 1)).astype(dtype)
 
 
-def _average(static: Average, _: None, t: jax.Array) -> jax.Array:
+def _average(static: _Average, _: None, t: jax.Array) -> jax.Array:
     t = wide(t)
     return _windows.apply(t, static=static[0]) * _weight(static, t.dtype)
 
 
-def _average_transpose(static: Average, _: None, g: jax.Array) -> tuple[jax.Array]:
+def _average_transpose(static: _Average, _: None, g: jax.Array) -> tuple[jax.Array]:
     g = wide(g)
     return (_spread(g * _weight(static, g.dtype), static[0]),)
 
