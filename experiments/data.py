@@ -6,8 +6,8 @@
     cifar10       60,000 images  32 x 32 x 3   https://www.cs.toronto.edu/~kriz/cifar.html
 
 The files are the originals, in `<data_dir>/<name>/`, downloaded there where they are missing. Each is checked
-against its published size and md5 before anything parses it, and CIFAR-10's pickles go through an unpickler
-that builds containers, numbers and bytes, and calls nothing.
+against its published size and md5 (an unpacked one against what the published one unpacks to) before anything
+parses it, and CIFAR-10's pickles go through an unpickler that builds containers, numbers and bytes, and calls nothing.
 """
 
 import gzip
@@ -58,7 +58,7 @@ class Dataset(NamedTuple):
 class Source(NamedTuple):
     """The published files of a data set, where they are served, and the published facts about them."""
 
-    files: Mapping[str, Original]
+    files: Mapping[str, Original]  # packed, as they are served, and unpacked
     mirrors: tuple[str, ...]  # `{file}` stands for the file's name
     classes: str
     mean: tuple[float, ...]
@@ -74,6 +74,10 @@ SOURCES = {
             "train-labels-idx1-ubyte.gz": (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
             "t10k-images-idx3-ubyte.gz": (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
             "t10k-labels-idx1-ubyte.gz": (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+            "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+            "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
+            "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
+            "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
         },
         mirrors=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/{file}",
@@ -89,6 +93,10 @@ SOURCES = {
             "train-labels-idx1-ubyte.gz": (29_515, "25c81989df183df01b3e8a0aad5dffbe"),
             "t10k-images-idx3-ubyte.gz": (4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
             "t10k-labels-idx1-ubyte.gz": (5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
+            "train-images-idx3-ubyte": (47_040_016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            "train-labels-idx1-ubyte": (60_008, "9018921c3c673c538a1fc5bad174d6f9"),
+            "t10k-images-idx3-ubyte": (7_840_016, "8181f5470baa50b63fa0f6fddb340f0a"),
+            "t10k-labels-idx1-ubyte": (10_008, "15d484375f8d13e6eb1aabb0c3f46965"),
         },
         mirrors=(
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{file}",
@@ -125,7 +133,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download:
     Args:
         name: one of `NAMES`.
         data_dir: folder that holds a folder `name` with the original files; `default_data_dir()` if None.
-            For CIFAR-10 those are the six batches, plain or `.xz`, or else the published archive.
+            For CIFAR-10 those are the six batches, plain or `.xz`, or else the published archive; for the others the
+            four IDX files, `.gz` or unpacked.
         download: whether to fetch files that are missing. A file that is there is never replaced.
 
     Raises:
@@ -195,19 +204,24 @@ def _digits() -> Dataset:
 
 
 def _mnist(folder: Path, source: Source, download: bool) -> tuple[Part, Part]:
-    def idx(name: str, rank: int) -> Pixels:
+    def kept(name: str) -> Path:
+        packed, plain = folder / f"{name}.gz", folder / name
+        return plain if os.path.isfile(plain) and not os.path.exists(packed) else packed
+
+    def idx(path: Path, rank: int) -> Pixels:
         # IDX: the magic number 0x0800 + rank (0x08: unsigned bytes), `rank` big-endian sizes, then the bytes.
-        packed = _read(folder / name, source, download)
-        with _blaming(folder / name, source):
-            raw = gzip.decompress(packed)
+        raw = _read(path, source, download)
+        with _blaming(path, source):
+            raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
             magic, *sizes = np.frombuffer(raw, ">u4", count=1 + rank).tolist()
             if magic != 0x0800 + rank:
                 raise DataError(f"expected the magic number {0x0800 + rank}, found {magic}")
             return np.frombuffer(raw, np.uint8, offset=4 * (1 + rank)).reshape(sizes)
 
     def part(stem: str) -> Part:
-        images, labels = idx(f"{stem}-images-idx3-ubyte.gz", 3), idx(f"{stem}-labels-idx1-ubyte.gz", 1)
-        with _blaming(folder / f"{stem}-labels-idx1-ubyte.gz", source):
+        images, path = idx(kept(f"{stem}-images-idx3-ubyte"), 3), kept(f"{stem}-labels-idx1-ubyte")
+        labels = idx(path, 1)
+        with _blaming(path, source):
             return _paired(images[..., None], labels.tolist())
 
     return part("train"), part("t10k")
@@ -306,7 +320,8 @@ def _verified(raw: bytes, original: Original) -> bytes:
 
 
 def _urls(path: Path, source: Source) -> list[str]:
-    return [mirror.format(file=path.name) for mirror in source.mirrors]
+    served = path.name.removesuffix(".gz") + ".gz"
+    return [mirror.format(file=served) for mirror in source.mirrors]
 
 
 @contextmanager
@@ -340,17 +355,33 @@ def _download(path: Path, original: Original, urls: list[str]) -> bytes:
     """Saves and returns what `_fetch` brings; nothing half-written outlives the call, however it ends."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # two processes may want the same file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:  # opened first: a folder that cannot be written costs no download
-            raw = _fetch(path, original, urls)
-            file.write(raw)
-        os.replace(part, path)
+        with _folder(path.parent):
+            try:
+                with part.open("wb") as file:  # opened first: a folder that cannot be written costs no download
+                    raw = _fetch(path, original, urls)
+                    file.write(raw)
+                os.replace(part, path)
+            finally:
+                with suppress(OSError):
+                    part.unlink()
     except OSError as error:
         raise DataError(f"{path} is missing and cannot be written: {error}; {ELSEWHERE}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
     return raw
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes a folder, says so, and takes back what it made if nothing came to lie in it."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if len(made) > 1:  # not only the data set is new here: the name may be mistyped
+        print(f"{path.parent} does not exist and is made", file=sys.stderr)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty, or gone
+                folder.rmdir()
 
 
 def _fetch(path: Path, original: Original, urls: list[str]) -> bytes:

@@ -3,6 +3,8 @@
 The real files are read where `JAXCONV_DATA` names their folder; all else runs on files the tests write.
 """
 
+import gzip
+import hashlib
 import importlib
 import os
 import sys
@@ -203,3 +205,14 @@ def test_real_mean_and_std_are_the_published(real: data.Dataset) -> None:
     std = np.sqrt(weights @ values**2 - mean**2)
     assert tuple(mean.round(4)) == real.mean
     assert tuple(std.round(4)) == real.std
+
+
+@pytest.mark.skipif("JAXCONV_DATA" not in os.environ, reason="JAXCONV_DATA does not name the original files")
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_real_files_unpack_to_the_sums_of_the_unpacked(name: str) -> None:
+    files = data.SOURCES[name].files
+    packed = [file for file in files if file.endswith(".gz")]
+    for file in packed:
+        raw = gzip.decompress((data.default_data_dir() / name / file).read_bytes())
+        assert (len(raw), hashlib.md5(raw).hexdigest()) == files[file.removesuffix(".gz")], file
+    assert len(packed) == 4

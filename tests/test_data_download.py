@@ -150,7 +150,22 @@ def test_no_network(tmp_path: Path, monkeypatch: Patch) -> None:
     assert message.startswith(f"{tmp_path / 'mnist' / TRAIN_IMAGES} is missing and no mirror has it:\n")
     for place in ("one", "two"):
         assert re.search(rf"\n  {url}/{place}/{TRAIN_IMAGES}: .*refused", message)
-    assert tree(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_folder_is_named_and_not_left_behind(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(url: str, timeout: float) -> None:
+        assert (tmp_path / "kept" / "tpyo" / "mnist").is_dir(), "made first: a folder that cannot be costs no download"
+        raise OSError("unreachable")
+
+    publish(monkeypatch, "mnist", MNIST)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    (tmp_path / "kept").mkdir()
+    failure("mnist", tmp_path / "kept" / "tpyo")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+    assert f"{tmp_path / 'kept' / 'tpyo'} does not exist and is made" in capsys.readouterr().err
 
 
 class Interrupted(io.BytesIO):
@@ -164,7 +179,7 @@ def test_interrupted_while_receiving(tmp_path: Path, monkeypatch: Patch) -> None
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: {12.5: Interrupted()}[timeout])
     with pytest.raises(KeyboardInterrupt):
         data.load("mnist", tmp_path)
-    assert tree(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_while_saving(mirror: Mirror, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -177,7 +192,7 @@ def test_interrupted_while_saving(mirror: Mirror, tmp_path: Path, monkeypatch: P
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         data.load("mnist", tmp_path)
-    assert tree(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_full(mirror: Mirror, tmp_path: Path, monkeypatch: Patch) -> None:

@@ -17,6 +17,7 @@ from tests.originals import (
     TRAIN,
     TRAIN_IMAGES,
     TRAIN_LABELS,
+    Files,
     Patch,
     failure,
     idx,
@@ -38,6 +39,39 @@ def test_idx_files_are_read_whole(name: str, tmp_path: Path, monkeypatch: Patch)
     np.testing.assert_array_equal(loaded.train_labels, np.array([3, 1, 4, 0, 9], np.int32), strict=True)
     np.testing.assert_array_equal(loaded.test_labels, np.array([2, 7], np.int32), strict=True)
     assert (loaded.name, loaded.scale, len(loaded.classes)) == (name, 255, 10)
+
+
+def unpacked(*files: str) -> Files:
+    """MNIST with these files as gunzip leaves them."""
+    return {
+        file.removesuffix(".gz") if file in files else file: gzip.decompress(raw) if file in files else raw
+        for file, raw in MNIST.items()
+    }
+
+
+@pytest.mark.parametrize("files", [tuple(MNIST), (TRAIN_LABELS, TEST_IMAGES)], ids=["all", "two of four"])
+def test_unpacked_idx_files_are_read(files: tuple[str, ...], tmp_path: Path, monkeypatch: Patch) -> None:
+    publish(monkeypatch, "mnist", MNIST | unpacked(*MNIST))
+    write(tmp_path / "mnist", unpacked(*files))
+    loaded = data.load("mnist", tmp_path, download=False)
+    np.testing.assert_array_equal(loaded.train_images, TRAIN[..., None], strict=True)
+    np.testing.assert_array_equal(loaded.test_images, TEST[..., None], strict=True)
+    assert loaded.train_labels.tolist() == [3, 1, 4, 0, 9] and loaded.test_labels.tolist() == [2, 7]
+
+
+@pytest.mark.parametrize("file", MNIST)
+def test_an_unpacked_file_has_a_sum_of_its_own(file: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    publish(monkeypatch, "mnist", MNIST | unpacked(*MNIST), "http://one.invalid/{file}")
+    name = file.removesuffix(".gz")
+    files = unpacked(*MNIST)
+    right, wrong = md5(files[name]), files[name][:-1] + bytes([files[name][-1] ^ 1])
+    write(tmp_path / "mnist", files | {name: wrong})
+    message = failure("mnist", tmp_path)
+    assert message.startswith(
+        f"{tmp_path / 'mnist' / name} cannot be used: expected {len(wrong)} bytes with md5 {right}"
+    )
+    assert f"md5 {md5(wrong)}. " in message and f"from http://one.invalid/{file}; " in message
+    assert tree(tmp_path / "mnist") == files | {name: wrong}
 
 
 @pytest.mark.parametrize(
