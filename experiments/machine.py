@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ def machine(*packages: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
-        **{package: _version(package) for package in packages},
+        **{package: version(package) for package in packages},
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 

@@ -4,7 +4,10 @@
     python -m experiments.train --data mnist --epochs 5    # 60,000 digits
     python -m experiments.train --rules textbook           # the same run by the articles' sums
 
-With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `summary.json`, `curve.png` and `filters.png`.
+With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `summary.json`, `curve.png` and `filters.png`. It keeps
+what it has measured when it ends early: by Ctrl-C or SIGTERM, or because the loss left all bounds.
+
+Exit status: 0 when it has finished, 1 when it diverged, 2 when it could not run, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +30,18 @@ import numpy as np
 import optax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import data, plots
+from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
+from experiments.machine import version
+from experiments.progress import Tick, progress
+from experiments.stopping import StopSignal, between_steps, raise_on_signals
 from jaxconv import softmax_cross_entropy
 from jaxconv.layers import Layer
 from jaxconv.models import MODELS
+
+FILES = ("metrics.jsonl", "summary.json", "curve.png", "filters.png")
 
 # A dtype of 16 bits loses small gradients of a mean loss; a power of two in front of it costs nothing.
 LOSS_SCALE = {"float16": 1024.0}
@@ -69,6 +76,8 @@ class Config:
     """From optax."""
     learning_rate: float | None = None
     """Peak learning rate; the default depends on the optimizer."""
+    clip: float | None = None
+    """The longest gradient, over all weights, that a step may follow; a longer one is scaled down to it."""
     schedule: Literal["constant", "cosine", "warmup-cosine", "linear"] = "cosine"
     """How the learning rate changes from step to step."""
     label_smoothing: float = 0.0
@@ -93,15 +102,6 @@ class Config:
         )
 
 
-STOP: list[bool] = []  # filled by the first Ctrl-C; a step is never torn in two
-
-
-def _tick(progress: Progress, task: Any, step: int) -> None:
-    progress.update(task, completed=step)
-    if STOP:
-        raise KeyboardInterrupt
-
-
 class UsageError(ValueError):
     """A run that cannot start; the message says what to change."""
 
@@ -118,6 +118,8 @@ def check(config: Config, examples: int) -> None:
         )
     if not 0 < config.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate must be positive and finite, but is {config.learning_rate}.")
+    if config.clip is not None and not 0 < config.clip < float("inf"):
+        raise UsageError(f"--clip must be positive and finite, but is {config.clip}.")
     if not 0 <= config.label_smoothing < 1:
         raise UsageError(f"--label-smoothing must satisfy 0 <= ε < 1, but is {config.label_smoothing}.")
     if config.seed < 0:
@@ -127,15 +129,17 @@ def check(config: Config, examples: int) -> None:
 def prepare_folder(config: Config) -> None:
     if config.out is None:
         return
-    metrics = config.out / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size and not config.overwrite:
-        raise UsageError(f"--out {config.out} holds a run already. Name another folder, or say --overwrite.")
+    held = [name for name in FILES if (config.out / name).exists()]
+    if held and not config.overwrite:
+        raise UsageError(
+            f"--out {config.out} holds a run already ({', '.join(held)}). Name another folder, or say --overwrite."
+        )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         write_atomically(config.out / "metrics.jsonl", "")
     except OSError as error:
         raise UsageError(f"--out {config.out} cannot be written: {error.strerror}.") from error
-    for name in ("summary.json", "curve.png", "filters.png"):
+    for name in FILES[1:]:
         (config.out / name).unlink(missing_ok=True)
 
 
@@ -167,6 +171,8 @@ class Trainer:
         self.steps = config.epochs * (len(dataset.train_labels) // config.batch_size)
         self.schedule = learning_rate(config, self.steps)
         self.optimizer = OPTIMIZERS[config.optimizer][0](self.schedule)
+        if config.clip is not None:
+            self.optimizer = optax.chain(optax.clip_by_global_norm(config.clip), self.optimizer)
         self.opt_state = self.optimizer.init(self.params)
         self.step = 0
         self._train = jax.jit(self._train_step, donate_argnums=(0, 1, 2))
@@ -230,18 +236,31 @@ class Trainer:
         return total / len(labels), correct / len(labels)
 
 
-def epochs(trainer: Trainer, tick: Callable[[int, float], None]) -> Iterator[dict[str, Any]]:
-    """Train; yield what each epoch measured. `tick(step, loss)` is called after every step."""
+def remedies(config: Config) -> str:
+    """What to change when a training diverges."""
+    rate = f"a lower --learning-rate (now {config.learning_rate:g})"
+    clip = "--clip 1 against long gradients" if config.clip is None else f"a lower --clip (now {config.clip:g})"
+    return f"{rate} or {clip}" + (", or --dtype bfloat16" if config.dtype == "float16" else "")
+
+
+def epochs(trainer: Trainer, tick: Tick) -> Iterator[dict[str, Any]]:
+    """Train; yield what each epoch measured. `tick(step, loss)` is called after every step.
+
+    Raises:
+      DivergedError: when a loss leaves all bounds. What has been yielded stands.
+    """
     config, dataset = trainer.config, trainer.dataset
     assert config.epochs is not None and config.batch_size is not None
-    rng = np.random.default_rng(config.seed)
+    rng, watch = np.random.default_rng(config.seed), Watch(remedies(config))
     for epoch in range(1, config.epochs + 1):
         started, losses = time.perf_counter(), []
         for rows in data.batches(len(dataset.train_labels), config.batch_size, rng, drop_last=True):
             losses.append(trainer.train_batch(rows))
+            watch(losses[-1], f"step {trainer.step:,} of {trainer.steps:,}")
             tick(trainer.step, losses[-1])
         seconds = time.perf_counter() - started
         test_loss, test_accuracy = trainer.evaluate()
+        watch(test_loss, f"the test images after step {trainer.step:,}")
         yield {
             "epoch": epoch,
             "train_loss": float(np.mean(losses)),
@@ -294,23 +313,30 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
         **environment(),
         "parameters": size,
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("training", total=trainer.steps)
-            for row in epochs(trainer, lambda step, loss: _tick(progress, task, step)):
+        with between_steps() as stop, progress(console, trainer.steps) as show:
+
+            def tick(step: int, loss: float) -> None:
+                show(step, loss)
+                stop()
+
+            for row in epochs(trainer, tick):
                 metrics.append(row)
                 if config.out is not None:
                     write_atomically(config.out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
-                progress.console.print(
+                console.print(
                     f"epoch {row['epoch']:3d}   train loss {row['train_loss']:.4f}   test loss {row['test_loss']:.4f}"
                     f"   accuracy {row['test_accuracy']:.2%}   {row['examples_per_second']:,.0f} images/s",
                     soft_wrap=True,
                     highlight=False,
                 )
         summary["status"] = "finished"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        summary["signal"] = getattr(interrupt, "signal", signal.SIGINT).name
         console.print("[yellow]interrupted[/]: keeping what the finished epochs measured")
+    except DivergedError as error:
+        summary |= {"status": "diverged", "reason": str(error)}
+        console.print(f"[red]stopped:[/] {error}", soft_wrap=True, highlight=False)
     last = metrics[-1] if metrics else {}
     # The first epoch compiles; a run of one epoch has no other.
     timed = metrics[1:] or metrics
@@ -324,7 +350,8 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
     }
     if config.out is not None:
         write_atomically(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
-        plots.filters(jax.device_get(trainer.params), config.out / "filters.png")
+        if summary["status"] != "diverged":
+            plots.filters(jax.device_get(trainer.params), config.out / "filters.png")
         if metrics:
             plots.curve(metrics, config.out / "curve.png")
     return summary
@@ -332,15 +359,20 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
 
 def main() -> int:
     console = Console()
-    signal.signal(signal.SIGINT, lambda *_: STOP.append(True) if not STOP else sys.exit(130))
     config = tyro.cli(Config, description=__doc__)
+    raise_on_signals()
     try:
         summary = run(config, console)
-    except (UsageError, data.DataError, ValueError) as error:
+    except (UsageError, data.DataError, ValueError, OSError) as error:
         console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
         return 2
+    except StopSignal as stop:  # before the first step, or while pictures were drawn
+        console.print("[yellow]interrupted[/]")
+        return 128 + stop.signal
     if summary["status"] == "interrupted":
-        return 130
+        return 128 + signal.Signals[summary["signal"]]
+    if summary["status"] == "diverged":
+        return 1
     console.print(
         f"test accuracy [bold]{summary['test_accuracy']:.2%}[/], test loss {summary['test_loss']:.4f}, "
         f"{summary['seconds']:.1f} s in all"

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM end a training between two steps, with all it has measured written down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal(KeyboardInterrupt):
+    """The program was asked to end. `signal` says by which of `SIGNALS`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+def raise_on_signals() -> None:
+    """From now on either signal raises `StopSignal`, wherever the program is."""
+    for number in SIGNALS:
+        signal.signal(number, _raise)
+
+
+def _raise(number: int, frame: Any) -> None:
+    del frame
+    raise StopSignal(number)
+
+
+@contextmanager
+def between_steps() -> Iterator[Callable[[], None]]:
+    """Inside, a signal waits until the function that is handed out is called, which raises `StopSignal`.
+
+    So no step is torn in two. A second signal does not wait, and ends the program.
+    """
+    received: list[int] = []
+
+    def keep(number: int, frame: Any) -> None:
+        del frame
+        if received:
+            sys.exit(128 + number)
+        received.append(number)
+        # A handler may run in the middle of a print, which cannot be entered twice.
+        os.write(2, b"stopping after this step; once more to stop at once\n")
+
+    def poll() -> None:
+        if received:
+            raise StopSignal(received[0])
+
+    listening = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+    before = {number: signal.signal(number, keep) for number in SIGNALS if listening}
+    try:
+        yield poll
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
