@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import jaxconv
-from jaxconv.comparison import OPERATIONS, Comparison, _race
+from jaxconv.comparison import OPERATIONS, Comparison
+from jaxconv.comparison.race import _race
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

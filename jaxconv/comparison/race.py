@@ -9,13 +9,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxconv.comparison.report import OPERATIONS, Agreement, Comparison, Contestant
 from jaxconv.gradcheck.problem import (
     Problem,
     differentiable,
@@ -27,12 +26,9 @@ from jaxconv.gradcheck.problem import (
     prepare,
     wide,
 )
-from jaxconv.gradcheck.report import plain, table
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, at_kink, large, ratios, size
 from jaxconv.transforms import automatic
 
-# What decides the cost of a gradient, in the optimised program; library calls are named after what they compute.
-OPERATIONS = ("convolution", "dot", "reduce-window", "select-and-scatter", "scatter")
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([a-z][a-z-]*)\((?:.*custom_call_target=\"([^\"]*)\")?", re.M
 )
@@ -121,151 +117,6 @@ def _compare(problems: dict[str, Problem], first: Problem, seconds: float, seed:
     )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far one gradient is from float64 at its worst entry.
-
-    Attributes:
-      ulps: in units in the last place of the gradient's root mean square.
-      bounds: in units of how far rounding may take it.
-      errors: of every entry, in bounds; 0 at kinks.
-    """
-
-    ulps: float
-    bounds: float
-    errors: np.ndarray
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One gradient: what it costs, and how well each argument's agrees. Times in seconds, sizes in bytes.
-
-    A count that the platform does not report is NaN.
-    """
-
-    name: str
-    compile_seconds: float
-    seconds: float
-    quartiles: tuple[float, float]
-    flops: float
-    bytes_accessed: float
-    temporary_bytes: float
-    residual_bytes: float
-    operations: dict[str, int]
-    agreement: dict[str, Agreement]
-
-    @property
-    def worst(self) -> Agreement:
-        return max(self.agreement.values(), key=lambda a: a.bounds)
-
-    def to_dict(self) -> dict[str, Any]:
-        named = {k: v for k, v in vars(self).items() if k not in ("agreement", "quartiles")}
-        exact = {path: {"ulps": plain(a.ulps), "bounds": plain(a.bounds)} for path, a in self.agreement.items()}
-        return {k: plain(v) for k, v in named.items()} | {"quartiles": list(self.quartiles), "agreement": exact}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The outcome of a race. `print` it for a table."""
-
-    function: str
-    arguments: tuple[str, ...]
-    machine: str
-    contestants: tuple[Contestant, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every gradient is right: no entry errs by more than rounding explains."""
-        return all(c.worst.bounds <= 1 for c in self.contestants)
-
-    def __getitem__(self, name: str) -> Contestant:
-        for c in self.contestants:
-            if c.name == name:
-                return c
-        raise KeyError(f"no contestant is called {name!r}; there is {', '.join(c.name for c in self.contestants)}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON takes it; what is not finite becomes a string."""
-        return {
-            "function": self.function,
-            "arguments": list(self.arguments),
-            "machine": self.machine,
-            "ok": self.ok,
-            "contestants": [c.to_dict() for c in self.contestants],
-        }
-
-    def __str__(self) -> str:
-        first = self.contestants[0]
-        head = ("gradient", "time", "quartiles", "ratio", "compile", "FLOPs", "accessed", "temporary", "residuals")
-        rows = []
-        for c in self.contestants:
-            low, high = c.quartiles
-            rows.append(
-                (
-                    c.name,
-                    _time(c.seconds),
-                    f"{_time(low)} to {_time(high)}",
-                    f"{c.seconds / first.seconds:.2f}",
-                    _time(c.compile_seconds),
-                    _count(c.flops),
-                    *(_count(n, "B") for n in (c.bytes_accessed, c.temporary_bytes, c.residual_bytes)),
-                )
-            )
-        lines = [f"compare({self.function}) on {self.machine}.    {', '.join(self.arguments)}", *table(head, rows), ""]
-        used = [o for o in OPERATIONS if any(c.operations[o] for c in self.contestants)]
-        lines += table(
-            ("gradient", *used, *(f"error in {path}" for path in first.agreement)),
-            [
-                (
-                    c.name,
-                    *(str(c.operations[o]) for o in used),
-                    *(f"{a.ulps:.2g} ulps, {a.bounds:.2g} bounds" for a in c.agreement.values()),
-                )
-                for c in self.contestants
-            ],
-        )
-        return "\n".join(lines)
-
-    def figure(self, path: str | Path) -> None:
-        """Write one PNG: time and memory as bars, and where the worst argument of each gradient errs by how much.
-
-        Raises:
-          ModuleNotFoundError: without matplotlib, which `pip install jaxconv[experiments]` brings.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("compare: figure needs matplotlib. pip install jaxconv[experiments]") from error
-        names = [c.name for c in self.contestants]
-        figure = Figure(figsize=(4 + 2.6 * max(2, len(names)), 6.4), layout="constrained")
-        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.2))[:, 0]
-        figure.suptitle(f"Gradient of {self.function}: {self.machine}")
-        run, memory = above.subplots(1, 2)
-        median = np.array([1e3 * c.seconds for c in self.contestants])
-        low, high = (np.array([1e3 * c.quartiles[i] for c in self.contestants]) for i in (0, 1))
-        bars = run.barh(names, median, xerr=[median - low, high - median], color="0.6", edgecolor="black")
-        run.bar_label(bars, fmt="%.3g", padding=4)
-        run.set(xlabel="run time (ms), median and quartiles")
-        places = np.arange(len(names))
-        for shift, key, colour in ((-0.2, "temporary_bytes", "0.35"), (0.2, "residual_bytes", "0.8")):
-            sizes = [getattr(c, key) / 1e6 for c in self.contestants]
-            bars = memory.barh(
-                places + shift, sizes, 0.4, color=colour, edgecolor="black", label=key.removesuffix("_bytes")
-            )
-            memory.bar_label(bars, fmt="%.3g", padding=4)
-        memory.set(xlabel="memory (MB)", yticks=places, yticklabels=names)
-        memory.legend(frameon=False)
-        for axes in (run, memory):
-            axes.invert_yaxis()
-            axes.margins(x=0.2)
-        for axes, c in zip(below.subplots(1, len(names), squeeze=False)[0], self.contestants, strict=True):
-            argument, worst = max(c.agreement.items(), key=lambda item: item[1].bounds)
-            image = axes.imshow(_flat(worst.errors), cmap="Greys", vmin=0, aspect="auto")
-            below.colorbar(image, ax=axes, label="error (bounds)")
-            axes.set(title=f"{c.name}: {argument}", xticks=[], yticks=[])
-        figure.savefig(path, format="png", dpi=120)
-
-
 def _agreement(p: Problem, yardstick: Yardstick, dxs: Any) -> dict[str, Agreement]:
     exact, found, jumps = yardstick.truth[0][1], {}, None
     for i, (path, x, dx, want) in enumerate(zip(p.paths, p.xs, map(wide, dxs), exact, strict=True)):
@@ -327,27 +178,3 @@ def _contestant(
         {o: found[o] for o in OPERATIONS},
         agreement,
     )
-
-
-def _flat(errors: np.ndarray) -> np.ndarray:
-    """Two axes of an array, the longest; the worst over the others."""
-    if errors.ndim < 2:
-        return errors.reshape(1, -1)
-    keep = sorted(np.argsort(errors.shape, kind="stable")[-2:])
-    return errors.max(tuple(a for a in range(errors.ndim) if a not in keep))
-
-
-def _time(s: float) -> str:
-    for unit, name in ((1.0, "s"), (1e-3, "ms")):
-        if s >= unit:
-            return f"{s / unit:.3g} {name}"
-    return f"{s / 1e-6:.3g} µs"
-
-
-def _count(n: float, unit: str = "") -> str:
-    if math.isnan(n):
-        return "unknown"
-    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= scale:
-            return f"{n / scale:.3g} {prefix}{unit}"
-    return f"{n:.0f} {unit}".rstrip()
