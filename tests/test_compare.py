@@ -73,6 +73,8 @@ def test_several_functions_race_each_other() -> None:
     rules = {r: lambda x, w, r=r: jaxconv.conv(x, w, rules=r) for r in ("textbook", "rotated", "autodiff")}
     report = jaxconv.compare(rules, X, W, seconds=0.05)
     assert [c.name for c in report.contestants] == list(rules) and report.ok
+    assert str(report).startswith("compare(textbook, rotated, autodiff): every gradient is right")
+    assert report.function == "textbook, rotated, autodiff" and list(report["rotated"].agreement) == ["x", "w"]
     assert report["textbook"].operations["dot"] > 0 and report["rotated"].operations["dot"] == 0
 
 
@@ -91,6 +93,13 @@ def test_a_wrong_gradient_loses() -> None:
     report = jaxconv.compare(lambda x, w: jaxconv.conv(x, w, rules=rules), X, W, seconds=0.05)
     ours, theirs = report.contestants
     assert not report.ok and ours.worst is ours.agreement["w"] and ours.worst.bounds > 10 > 1 > theirs.worst.bounds
+    lines = str(report).splitlines()
+    assert lines[0] == "compare(<lambda>): 1 of 2 gradients WRONG"
+    of_w = [f"{c.agreement['w'].bounds:.2g}" for c in report.contestants]
+    assert [line.split() for line in lines if "WRONG" in line][1:] == [
+        ["gradient", "WRONG", "right"],
+        ["w", "float32[2,", "2,", "3,", "4]", "WRONG", *of_w],
+    ]
 
 
 def test_a_kink_is_not_wrong() -> None:
@@ -107,8 +116,10 @@ def test_a_rule_that_fails_gets_a_sentence() -> None:
 
 def test_table_json_and_picture(report: Comparison, tmp_path: Path) -> None:
     lines = str(report).splitlines()
-    assert lines[0].startswith("compare(net) on ") and f"jax {jax.__version__}" in lines[0]
-    assert lines[1].split()[:3] == ["gradient", "time", "quartiles"] and lines[2].startswith("net ")
+    assert lines[0] == "compare(net): every gradient is right" and f"jax {jax.__version__}" in lines[1]
+    rows = {line[:20].strip(): line[20:].split() for line in lines[2:]}
+    assert ["net", "automatic"] in rows.values() and rows["gradient"] == ["right", "right"]
+    assert {"run time", "compile time", "FLOPs", "residuals", "convolution"} <= set(rows)
     loaded = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert loaded["ok"] is True and loaded["contestants"][1]["name"] == "automatic"
     assert set(loaded["contestants"][0]["agreement"]) == {"x", "w"}
@@ -126,6 +137,8 @@ def test_what_cannot_race_gets_a_sentence() -> None:
         ValueError, match=r"compare: narrow must return what wide returns, but float32\[\] != float32\[2"
     ):
         jaxconv.compare({"wide": lambda x: x * x, "narrow": lambda x: (x * x).sum()}, X)
+    with pytest.raises(ValueError, match=r"compare: tall fails on these arguments. ZeroDivisionError"):
+        jaxconv.compare({"tall": lambda x: x / (1 // 0)}, X)
     with pytest.raises(ValueError, match="compare: f must name at least one function"):
         jaxconv.compare({}, X)
     with pytest.raises(ValueError, match="compare: seconds must be positive, but is 0"):
