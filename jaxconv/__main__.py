@@ -1,25 +1,32 @@
 """`python -m jaxconv check|compare|explain|doctor`: gradients judged, raced and explained from the command line.
 
-Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out.
+Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out, 130 after Ctrl-C.
+Results go to stdout, and what is going on to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxconv
 from jaxconv.geometry import LAYOUTS
+from jaxconv.gradcheck import KINDS
 from jaxconv.ops.wiring import ENGINES
 from jaxconv.rules import NAMED
 
@@ -43,6 +50,10 @@ options take one number, or one per axis; a padding that starts with a minus sig
 """
 
 
+# Seconds without a word.
+SILENCE = 10.0
+
+
 class CannotRunError(Exception):
     """There is no verdict, and this is why."""
 
@@ -55,8 +66,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options)
     except Exception as error:
         known = isinstance(error, CannotRunError | TypeError | ValueError | MemoryError | OSError)
-        print(f"jaxconv: {error}" if known else f"jaxconv: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(str(error) if known else f"{type(error).__name__}: {error}")
         return 2
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+
+
+def _say(text: str) -> None:
+    """What is not the result goes to stderr, at once."""
+    print(f"jaxconv: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Says now and again that work which takes long is still going on."""
+    over = threading.Event()
+
+    def speak() -> None:
+        for count in itertools.count(1):
+            if over.wait(SILENCE):
+                return
+            _say(f"still {what}, {count * SILENCE:.0f} s")
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--figure", type=Path, metavar="FILE", help="draw it: .svg, .png, .pdf, or a moving .gif")
     explain.add_argument("--frames", type=int, metavar="N", help="how many positions of the kernel to draw")
     explain.add_argument("--html", type=Path, metavar="FILE", help="write an interactive page")
-    command("doctor", _doctor, help="what is installed, and do the rules work on this machine?")
+    doctor = command("doctor", _doctor, help="what is installed, and do the rules work on this machine?")
+    doctor.add_argument("--quick", action="store_true", help="in seconds: fewer layers, in float32, by one evidence")
     return parser
 
 
@@ -121,15 +161,16 @@ class _Plain(argparse.RawDescriptionHelpFormatter):
 def _check(options: Any) -> int:
     _can_write(options.json)
     function, args, reference = _load(options.function)
-    report = jaxconv.check(
-        function,
-        *args,
-        reference=reference,
-        order=options.order,
-        seed=options.seed,
-        skip=options.skip,
-        cuts=True if options.cuts == [] else options.cuts or (),
-    )
+    with _working(f"checking {options.function}"):
+        report = jaxconv.check(
+            function,
+            *args,
+            reference=reference,
+            order=options.order,
+            seed=options.seed,
+            skip=options.skip,
+            cuts=True if options.cuts == [] else options.cuts or (),
+        )
     _report(report, options)
     return {"right": 0, "wrong": 1, "undecided": 2}[report.verdict]
 
@@ -140,9 +181,10 @@ def _compare(options: Any) -> int:
     loaded = [_load(function) for function in options.function]
     function, args, _ = loaded[0]
     contestants = {name: f for name, (f, *_) in zip(options.function, loaded, strict=True)}
-    report = jaxconv.compare(
-        function if len(loaded) == 1 else contestants, *args, seconds=options.seconds, seed=options.seed
-    )
+    with _working(f"comparing {' with '.join(options.function)}"):
+        report = jaxconv.compare(
+            function if len(loaded) == 1 else contestants, *args, seconds=options.seconds, seed=options.seed
+        )
     _report(report, options)
     if options.png:
         report.figure(options.png)
@@ -220,7 +262,8 @@ def _explain(options: Any) -> int:
     said = explanation.equation(*options.entry) if options.entry else explanation
     page = explanation.html() if options.html else ""
     if options.figure:
-        explanation.figure(options.figure, frames=options.frames)
+        with _working(f"drawing {options.figure}"):
+            explanation.figure(options.figure, frames=options.frames)
     if options.html:
         options.html.write_text(page, encoding="utf-8")
     _write_json(explanation, options.json)
@@ -261,27 +304,36 @@ def _entry(text: str) -> tuple[str, tuple[int, ...]]:
 
 # doctor
 
+# The evidence of the quick form: every entry, with automatic differentiation in float64.
+QUICK = {"structure", "automatic"}
+
 
 def _doctor(options: Any) -> int:
-    del options
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package in ("jaxconv", "jax", "jaxlib", "numpy", "optax"):
         print(f"{package} {_version(package) or 'NOT INSTALLED'}")
     optional = {p: _version(p) for p in ("matplotlib", "rich", "tyro", "scikit-learn", "flax", "pytest")}
     print("optional: " + ", ".join(f"{package} {version or 'not installed'}" for package, version in optional.items()))
+    sys.stdout.flush()
+    _say("looking for devices")
     print("devices: " + ", ".join(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()))
     print(f"rules: {', '.join(NAMED)}, autodiff; engines: {', '.join(ENGINES)}")
     float64 = "on" if jnp.asarray(0.0).dtype == jnp.float64 else "off"
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     print(f"float64: {float64}; matmul precision: {precision}")
-    print("self-check:")
+    print("self-check:", flush=True)
+    samples, skip = (_quick_samples(), set(KINDS) - QUICK) if options.quick else (_samples(), set())
+    if not options.quick:
+        _say("this takes about a minute; --quick takes seconds")
     wrong = 0
-    for name, function, args in _samples():
-        report = jaxconv.check(function, *args)
+    for count, (name, function, args) in enumerate(samples, 1):
+        _say(f"checking {count} of {len(samples)}: {name}")
+        with _working(f"checking {name}"):
+            report = jaxconv.check(function, *args, skip=sorted(skip))
         wrong += not report.ok
-        print(f"  {name}: {'right' if report.ok else 'WRONG'}")
+        print(f"  {name}: {'right' if report.ok else 'WRONG'}", flush=True)
         if not report.ok:
-            print(report)
+            print(report, flush=True)
     print("all gradients are right" if not wrong else f"{wrong} gradients are WRONG: please report this output")
     return 1 if wrong else 0
 
@@ -293,24 +345,44 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _samples() -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+Sample = tuple[str, Callable[..., Any], tuple[Any, ...]]
+
+
+def _samples() -> list[Sample]:
     """Small layers that between them use every primitive of the library."""
 
     def block(x: jax.Array, w: jax.Array, b: jax.Array, rules: str) -> jax.Array:
-        y = jaxconv.conv(x, w, b, stride=2, padding=((1, 0), (2, 1)), groups=2, rules=rules)
-        y = jaxconv.max_pool(jaxconv.silu(y, rules=rules), 2, stride=1, rules=rules)
-        return jaxconv.avg_pool(jaxconv.pad(y, 1, mode="reflect"), 2, rules=rules)
+        return _pools(_convolution(x, w, b, rules), rules)
 
-    shapes = (2, 9, 8, 4), (3, 3, 2, 6), (6,)
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    samples = []
+    samples: list[Sample] = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        args = tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+        args = _arguments(dtype, (2, 9, 8, 4), (3, 3, 2, 6), (6,))
         for rules in NAMED:
-            samples.append(
-                (f"{jnp.dtype(dtype).name}, rules={rules!r}", lambda x, w, b, r=rules: block(x, w, b, r), args)
-            )
+            samples.append((f"{jnp.dtype(dtype).name}, rules={rules!r}", functools.partial(block, rules=rules), args))
     return samples
+
+
+def _quick_samples() -> list[Sample]:
+    """What compiles in a second each: the convolution under every rule set, and what is around it under the default."""
+    x, w, b = _arguments(jnp.float32, (2, 5, 4, 4), (2, 2, 2, 6), (6,))
+    samples: list[Sample] = [
+        (f"convolution, rules={rules!r}", functools.partial(_convolution, rules=rules), (x, w, b)) for rules in NAMED
+    ]
+    return [*samples, ("activation, pools and padding, rules='fast'", functools.partial(_pools, rules="fast"), (x,))]
+
+
+def _convolution(x: jax.Array, w: jax.Array, b: jax.Array, rules: str) -> jax.Array:
+    return jaxconv.conv(x, w, b, stride=2, padding=((1, 0), (2, 1)), groups=2, rules=rules)
+
+
+def _pools(x: jax.Array, rules: str) -> jax.Array:
+    y = jaxconv.max_pool(jaxconv.silu(x, rules=rules), 2, stride=1, rules=rules)
+    return jaxconv.avg_pool(jaxconv.pad(y, 1, mode="reflect"), 2, rules=rules)
+
+
+def _arguments(dtype: Any, *shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)  # jax.random would compile for longer than a quick check takes
+    return tuple(jnp.asarray(rng.standard_normal(s), dtype) for s in shapes)
 
 
 if __name__ == "__main__":

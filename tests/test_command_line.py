@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -172,6 +173,72 @@ def test_doctor_in_a_fresh_process() -> None:
     assert done.returncode == 0, done.stderr
     assert f"jax {jax.__version__}" in done.stdout and "devices: cpu:0" in done.stdout
     assert done.stdout.count(": right") == 6 and "all gradients are right" in done.stdout
+    said = [line for line in done.stderr.splitlines() if "still" not in line]
+    assert said[:2] == ["jaxconv: looking for devices", "jaxconv: this takes about a minute; --quick takes seconds"]
+    assert len(said) == 8 and said[2] == "jaxconv: checking 1 of 6: float32, rules='textbook'"
+
+
+def test_doctor_speaks_before_it_works_and_has_a_quick_form() -> None:
+    """Through a pipe, where output is kept back unless it is flushed; in seconds of this process, not of the clock."""
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, lines
+    start = lines.index("jaxconv: looking for devices")
+    assert lines[0].startswith("python 3.") and lines[start + 1].startswith("devices: ")
+    checks = [line for line in lines[start:] if "right" in line or ("checking" in line and "still" not in line)]
+    names = ["convolution, rules='textbook'", "convolution, rules='rotated'", "convolution, rules='fast'"]
+    names += ["activation, pools and padding, rules='fast'"]
+    for i, name in enumerate(names):
+        assert checks[2 * i : 2 * i + 2] == [f"jaxconv: checking {i + 1} of 4: {name}", f"  {name}: right"]
+    assert checks[8:] == ["all gradients are right"] and float(lines[-1]) < 10
+
+
+QUICK = """
+import sys, time
+from jaxconv.__main__ import main
+status = main(["doctor", "--quick"])
+print(time.process_time())
+sys.exit(status)
+"""
+
+
+def test_doctor_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = jaxconv.rules.NAMED["rotated"]
+    wrong = jaxconv.ConvRules(right.input_grad, lambda x, g, geometry: 1.01 * right.kernel_grad(x, g, geometry))
+    monkeypatch.setitem(jaxconv.rules.NAMED, "rotated", wrong)
+    assert main(["doctor", "--quick"]) == 1
+    out = capsys.readouterr().out
+    assert "convolution, rules='rotated': WRONG" in out and out.count(": right") == 3
+    assert "1 gradients are WRONG: please report this output" in out
+
+
+def test_long_work_is_not_silent(ops: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Report:
+        ok = True
+
+    def slowly(*args: object, **options: object) -> Report:
+        time.sleep(0.35)
+        return Report()
+
+    monkeypatch.setattr("jaxconv.__main__.SILENCE", 0.1)
+    for command in ("check", "compare"):
+        monkeypatch.setattr(jaxconv, command, slowly)
+        assert main([command, f"{ops}:cube"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    for work in (f"checking {ops}:cube", f"comparing {ops}:cube"):
+        lines = [line for line in said if line.startswith(f"jaxconv: still {work}, ")]
+        assert lines and lines[0].endswith(", 0 s")
+
+
+def test_ctrl_c_is_a_sentence(ops: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jaxconv, "check", interrupted)
+    assert main(["check", f"{ops}:cube"]) == 130
+    assert capsys.readouterr().err == "jaxconv: interrupted\n"
 
 
 def test_usage_is_status_2() -> None:

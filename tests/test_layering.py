@@ -32,7 +32,10 @@ OUTSIDE = {
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "importlib", "json", "pathlib"},
-    "__main__": {"jax", "jaxconv", "argparse", "importlib", "json", "pathlib", "platform", "sys"},
+    "__main__": {
+        *("jax", "jaxconv", "numpy"),
+        *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading"),
+    },
 }
 STDLIB = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "operator", "typing"}
 FILES = sorted((ROOT / "jaxconv").rglob("*.py"))
