@@ -52,6 +52,17 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     in whichever of the two forms counts fewer products. What is no single kernel gradient (biases, scales, a kernel
     that is used twice or inside a loop, layers of other libraries) is differentiated per example, with the same result.
 
+    In differentially private training each example's gradient g is scaled by min(1, C / ‖g‖), and noise is added to the
+    sum. A sum of scaled gradients is the gradient of the scaled sum of losses, so a second backward pass gives it, for
+    the whole batch at once (docs/privacy.md compares it with optax's):
+
+        weights = jnp.minimum(1, clip / jaxconv.per_example_grad_norms(loss, params, batch))
+        total = jax.grad(lambda params: weights @ jax.vmap(loss, (None, 0))(params, batch))(params)
+        noisy = total + clip * multiplier * jax.random.normal(key, total.shape)        # for each parameter
+
+    Inside `shard_map` the norms are those of each device's own examples, and the sum above is still to be taken over
+    devices (docs/sharding.md).
+
     Sums are carried in float32 at least, and a kernel's gradient is squared before it would be rounded to less. In the
     second form it is squares that cancel: where ‖dw‖ is smaller than Σ_p ‖x_p‖ · ‖g_p‖ by a factor κ, ‖dw‖² is off
     by about κ² roundings of itself, in the first form by about κ.
@@ -86,6 +97,7 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     function = "per_example_grad_norms"
     size = _leading_axis(function, batch)
     batch = jax.tree.map(jnp.asarray, batch)
+    params = _own(params, batch)
     _check_scalar(function, loss, params, batch)
     wide = any(jnp.result_type(leaf) in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(params))
     total = jnp.zeros(size, jnp.float64 if wide else jnp.float32)
@@ -111,6 +123,24 @@ def _leading_axis(function: str, batch: Any) -> int:
             f"{found}. What belongs to no example is closed over: lambda params, example: loss(params, example, extra)."
         )
     return next(iter(sizes.values()))
+
+
+def _own(params: Any, batch: Any) -> Any:
+    """The parameters as each device's own.
+
+    Inside `shard_map`, JAX sums the gradient of what all devices share over them: here, over other devices' examples.
+    """
+
+    def varies(a: Any) -> frozenset[Any]:
+        return frozenset(jax.typeof(a).manual_axis_type.varying)
+
+    axes = frozenset().union(*map(varies, jax.tree.leaves(batch)))
+
+    def own(a: Any) -> Any:
+        shared = tuple(sorted(axes - varies(a)))
+        return lax.pcast(a, shared, to="varying") if shared else a
+
+    return jax.tree.map(own, params) if axes else params
 
 
 def _check_scalar(function: str, loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> None:

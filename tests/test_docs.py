@@ -22,6 +22,7 @@ import jaxconv
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TOUR = ROOT / "docs" / "tour.md"
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sharding", "privacy")]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
 PUBLIC = sorted(jaxconv.__all__)
 
@@ -93,10 +94,27 @@ def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:
     assert all("-m venv" in c and "pip install" in c for c in commands)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", TOUR], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", TOUR, *PAGES], ids=lambda page: page.name)
 def test_links_lead_to_files_that_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert links and all((page.parent / link).exists() for link in links)
+
+
+def promised(code: str) -> list[str]:
+    return [line.split("  # ", 1)[1] for line in code.splitlines() if line.startswith("print(")]
+
+
+def test_every_page_is_executed() -> None:
+    assert sorted([TOUR, *PAGES]) == sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_in_a_process_of_its_own_prints_what_its_comments_say(page: Path) -> None:
+    code = "\n".join(blocks("python", page.read_text()))
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert promised(code) and done.stdout.splitlines() == promised(code)
 
 
 def test_the_tour_prints_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +125,6 @@ def test_the_tour_prints_what_its_comments_say(tmp_path: Path, monkeypatch: pyte
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(compile(code, TOUR.name, "exec"), session)
-            promised = [line.split("  # ", 1)[1] for line in code.splitlines() if line.startswith("print(")]
             # A matrix is printed over several lines, in the comment on one.
-            said = printed.getvalue().replace("\n ", " ").splitlines()
-            assert promised == said
+            assert printed.getvalue().replace("\n ", " ").splitlines() == promised(code)
     assert (tmp_path / "backward.svg").stat().st_size > 0

@@ -189,3 +189,19 @@ def test_shard_map_splits_the_output_channels() -> None:
     got = jax.jit(step)(*put(mesh, args, specs))
     assert_sharded(got, mesh, (channels, *specs[:-1]))
     assert_single_device_result(got, training_step(CONV, "autodiff"), args)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("axes", ["data", ("data", "model")], ids=str)
+def test_norms_per_example_are_those_of_each_devices_own_examples(axes: Any, check_vma: bool) -> None:
+    """JAX sums the gradient of parameters that devices share over the devices; a norm per example must not."""
+    x, w, *_ = CONV.arguments()
+    mesh = mesh_of(AxisType.Auto)
+
+    def loss(params: Any, image: Any) -> jax.Array:
+        return jnp.sum(jnp.tanh(jaxconv.conv(image[None], params["w"], params["b"])))
+
+    norms = partial(jaxconv.per_example_grad_norms, loss)
+    params = {"w": w, "b": np.zeros(w.shape[-1], w.dtype)}
+    mapped = jax.shard_map(norms, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P(axes), check_vma=check_vma)
+    np.testing.assert_allclose(jax.jit(mapped)(params, x), norms(params, x), rtol=1e-6)
