@@ -21,6 +21,11 @@ class StopSignal(KeyboardInterrupt):
         self.signal = signal.Signals(number)
 
 
+def received(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """Which signal an interrupt came from. The exit status that shells expect of it is 128 more."""
+    return interrupt.signal if isinstance(interrupt, StopSignal) else signal.SIGINT
+
+
 def raise_on_signals() -> None:
     """From now on either signal raises `StopSignal`, wherever the program is."""
     for number in SIGNALS:

@@ -36,7 +36,7 @@ from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
 from experiments.machine import version
 from experiments.progress import Tick, progress
-from experiments.stopping import StopSignal, between_steps, raise_on_signals
+from experiments.stopping import between_steps, raise_on_signals, received
 from jaxconv import softmax_cross_entropy
 from jaxconv.layers import Layer
 from jaxconv.models import MODELS
@@ -332,7 +332,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
                 )
         summary["status"] = "finished"
     except KeyboardInterrupt as interrupt:
-        summary["signal"] = getattr(interrupt, "signal", signal.SIGINT).name
+        summary["signal"] = received(interrupt).name
         console.print("[yellow]interrupted[/]: keeping what the finished epochs measured")
     except DivergedError as error:
         summary |= {"status": "diverged", "reason": str(error)}
@@ -366,9 +366,9 @@ def main() -> int:
     except (UsageError, data.DataError, ValueError, OSError) as error:
         console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
         return 2
-    except StopSignal as stop:  # before the first step, or while pictures were drawn
+    except KeyboardInterrupt as interrupt:  # before the first step, or while pictures were drawn
         console.print("[yellow]interrupted[/]")
-        return 128 + stop.signal
+        return 128 + received(interrupt)
     if summary["status"] == "interrupted":
         return 128 + signal.Signals[summary["signal"]]
     if summary["status"] == "diverged":

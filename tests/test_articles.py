@@ -88,6 +88,7 @@ def test_a_script_as_a_user_runs_it() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "17 of 17 claims hold" in done.stdout
+    assert done.stderr.splitlines()[-1] == "What the printed code does when it runs"
 
 
 def test_a_failing_claim_is_named_and_is_the_exit_status(monkeypatch: Any, capsys: Any) -> None:

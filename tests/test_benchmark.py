@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
 from experiments.benchmark.race import Budget, Contestant, Disagreement, agree, distance, race, ratios
 from experiments.benchmark.rows import ROWS, Row, Setting, conv_row, line_up, pool_row, step_row
 from experiments.benchmark.steps import PER_EXAMPLE, STEPS, Network, objective
+from experiments.stopping import StopSignal
 from experiments.train import UsageError
 
 QUIET = Console(quiet=True)
@@ -307,11 +309,11 @@ def test_an_interrupted_run_keeps_the_rows_that_it_finished(tmp_path: Path, monk
 
     def interrupted(row: Row, *rest: Any) -> dict[str, Any]:
         if "input_grad" in row.name:
-            raise KeyboardInterrupt
+            raise StopSignal(signal.SIGTERM)
         return measure(row, *rest)
 
     monkeypatch.setattr(command, "measure", interrupted)
-    assert command.run(options(tmp_path), QUIET) == 130
+    assert command.run(options(tmp_path), QUIET) == 143
     assert [row["row"] for row in json.loads((tmp_path / "deep" / "benchmark.json").read_text())["rows"]] == [
         "2×6², 2→3, 3/1 forward"
     ]

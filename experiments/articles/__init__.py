@@ -13,6 +13,7 @@ Convolution is (bi)linear, so most claims are proven on distinct small integers:
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,11 @@ class Claims:
 
     def section(self, title: str) -> None:
         self.title = title
+        self.working(title)
+
+    def working(self, on: str) -> None:
+        """The table comes at the end; until then, what is being worked on goes to stderr."""
+        print(on, file=sys.stderr, flush=True)
 
     def figure(self, text: str, value: str) -> None:
         """A measured figure."""

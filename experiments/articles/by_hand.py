@@ -434,6 +434,7 @@ def prove(claims: Claims, options: Options, dataset: data.Dataset, rules: Rules 
     }
     learned, reached = {}, {}
     for name, wants in variants.items():
+        claims.working(f"training: {name}")
         start = time.perf_counter()
         learned[name] = trained(net, images, labels, rate, wants)
         seconds = time.perf_counter() - start

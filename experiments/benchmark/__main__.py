@@ -35,6 +35,7 @@ from experiments.benchmark.report import header, line, picture, summary, summary
 from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure
 from experiments.files import write_atomically
 from experiments.machine import machine
+from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
 
 BUDGET = Budget(seconds=3.0, least=7, most=100)
@@ -147,9 +148,9 @@ def run(options: Options, console: Console) -> int:
             console.print(line(outcome, (REFERENCE, *columns)), highlight=False)
             jax.clear_caches()
             gc.collect()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         console.print("[yellow]interrupted[/]: the finished rows are kept")
-        status = 130
+        status = 128 + received(interrupt)
     if any("ms" in row for row in report["rows"]):
         picture(report, options.out / "benchmark.png")
     for text in summary_lines(done):
@@ -159,6 +160,7 @@ def run(options: Options, console: Console) -> int:
 
 def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
+    raise_on_signals()
     try:
         return run(tyro.cli(Options, description=__doc__), console)
     except UsageError as error:
