@@ -31,7 +31,7 @@ class Watch:
         elif math.isnan(self.first):
             raise DivergedError(
                 f"the loss is {loss:.4g} at {where}, before any weight has changed. "
-                "The training is not to blame, but the images or the numbers' format: try --dtype float32."
+                "The training is not to blame, but the images, or numbers too narrow for them: try a wider --dtype."
             )
         else:
             raise DivergedError(

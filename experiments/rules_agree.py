@@ -22,7 +22,7 @@ from rich.table import Table
 
 from experiments import data, plots
 from experiments.divergence import DivergedError, Watch
-from experiments.train import Config, Trainer, UsageError, check, precision, remedies
+from experiments.train import Config, Trainer, UsageError, check, precision
 
 RULES: tuple[Literal["autodiff", "textbook", "rotated", "fast"], ...] = ("autodiff", "textbook", "rotated", "fast")
 # A factor per step by which two trajectories may drift apart.
@@ -67,7 +67,11 @@ def losses(
     ).resolved()  # fmt: skip
     trainer, rng = Trainer(config, dataset), np.random.default_rng(options.seed)
     # Without numbers to compare with there is no verdict; rules that alone leave all bounds disagree.
-    watch = Watch(remedies(config)) if rules == "autodiff" else lambda loss, where: None
+    watch = (
+        Watch(f"a lower --learning-rate (now {options.learning_rate:g})")
+        if rules == "autodiff"
+        else lambda loss, where: None
+    )
     curve: list[float] = []
     while True:
         for rows in data.batches(len(dataset.train_labels), options.batch_size, rng, drop_last=True):
