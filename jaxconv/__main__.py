@@ -331,7 +331,7 @@ def _doctor(options: Any) -> int:
         with _working(f"checking {name}"):
             report = jaxconv.check(function, *args, skip=sorted(skip))
         wrong += not report.ok
-        print(f"  {name}: {'right' if report.ok else 'WRONG'}", flush=True)
+        print(f"  {name}: {report.verdict if report.verdict != 'wrong' else 'WRONG'}", flush=True)
         if not report.ok:
             print(report, flush=True)
     print("all gradients are right" if not wrong else f"{wrong} gradients are WRONG: please report this output")
