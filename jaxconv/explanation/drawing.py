@@ -9,36 +9,29 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxconv.explanation.equations import LETTERS, Equation
+from jaxconv.explanation.grids import FAINT, Cell, Grid, Pen
 from jaxconv.explanation.reading import Index
 from jaxconv.explanation.recipes import Recipe
 from jaxconv.geometry import placed
 
 if TYPE_CHECKING:
-    from jaxconv.explanation import Explanation
+    from jaxconv.explanation.explained import Explanation
 
 CELL = 0.3  # inches
 GAP = 1.0  # cells, between arrays
 LINE = 1.0  # cells, for a line of text
 # Channels of an operand that are drawn (in dw: examples).
 CHANNELS = 3
-# The most cells of a grid that shows its numbers, and the longer side of one that does not, in cells of one that does.
-NUMBERED, IMAGE = 600, 14.0
 # Positions that an animation visits at most, and how many it shows a second.
 FRAMES, PER_SECOND = 120, 2
 # Resolution of a PNG, and what its renderer can hold.
 DPI, PIXELS = 160, 2**15
 FORMATS = (".svg", ".png", ".pdf", ".gif")
-
-INK, FAINT = "#1c1c1c", "#707070"
-FACES = {
-    "element": "#ffffff", "padding": "#e6e6e6", "between": "#e6e6e6", "unread": "#cfcfcf",
-    "under": "#f4b63f", "now": INK,
-}  # fmt: skip
 
 
 def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames: int | None) -> Any:
@@ -75,7 +68,7 @@ def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames:
         top = 0.0
         for row in rows:
             for column in range(columns):
-                row.draw(_Pen(axes, GAP + column * width, top), first + column)
+                row.draw(Pen(axes, GAP + column * width, top), first + column)
             top += row.height
         return ()
 
@@ -121,7 +114,7 @@ class _Row:
         spans = [(k - 1) * d + 1 for k, d in zip(self.kernel.shape[1:], self.recipe.kernel_dilation, strict=True)]
         shapes = self.operand.shape[1:], tuple(max(n, 0) for n in spans), self.recipe.positions
         channels = len(self.operand), len(self.kernel), 1
-        self.grids = [_Grid(shape, n) for shape, n in zip(shapes, channels, strict=True)]
+        self.grids = [Grid(shape, n) for shape, n in zip(shapes, channels, strict=True)]
         self.width = max(sum(grid.width for grid in self.grids) + 4 * GAP, 22.0)
         self.tallest = max(grid.height for grid in self.grids)
         self.height = self.tallest + 4.2 * LINE + (0.9 if self.summed > CHANNELS else 0)
@@ -137,7 +130,7 @@ class _Row:
         self.places = [self.richest] if count == 1 else [places[i] for i in picked]
         self.equations = self.e.read(self.name, [self._entry(place) for place in self.places])
 
-    def draw(self, pen: _Pen, frame: int) -> None:
+    def draw(self, pen: Pen, frame: int) -> None:
         """One frame: title, operand with the window on it ⋆ kernel = result, and the sum in numbers."""
         pen.text(0, 0.9, self._title(), size=8, weight="bold")
         if not self.equations:
@@ -162,38 +155,38 @@ class _Row:
             what = "examples" if self.name == "dw" else "channels"
             pen.text(0, below + 0.9, f"drawn: {len(self.operand)} of the {self.summed} {what} that are summed", FAINT)
 
-    def _operand(self, pen: _Pen, place: Index) -> None:
+    def _operand(self, pen: Pen, place: Index) -> None:
         grid, taps = self.grids[0], self.kernel.shape[1:]
         under = [range(*w.indices(n)) for w, n in zip(self.recipe.window(place, taps), grid.shape, strict=True)]
         cells = {}
         for index in np.ndindex(*grid.shape):
             kind = self.kinds(index)
             tapped = all(i in along for i, along in zip(index, under, strict=True))
-            cells[index] = _Cell("under" if tapped else kind, strong=tapped and kind == "element")
+            cells[index] = Cell("under" if tapped else kind, strong=tapped and kind == "element")
         grid.draw(pen, cells, self.operand)
         for channel in range(grid.channels):
             for lead in itertools.product(*under[:-2]):
                 grid.outline(pen, channel, [(*lead, *corner) for corner in _corners(under[-2:])])
 
-    def _kernel(self, pen: _Pen) -> None:
+    def _kernel(self, pen: Pen) -> None:
         """The kernel as it lies on the operand, its dilation filled with zeros."""
         grid, steps = self.grids[1], self.recipe.kernel_dilation
         spread = np.zeros((grid.channels, *grid.shape))
         spread[:, *(slice(None, None, d) for d in steps)] = self.kernel
         cells = {
-            index: _Cell("under", True)
+            index: Cell("under", True)
             if not any(i % d for i, d in zip(index, steps, strict=True))
-            else _Cell("between", False)
+            else Cell("between", False)
             for index in np.ndindex(*grid.shape)
         }
         grid.draw(pen, cells, spread)
 
-    def _result(self, pen: _Pen, place: Index) -> None:
+    def _result(self, pen: Pen, place: Index) -> None:
         grid = self.grids[2]
         numbers = np.zeros((1, *grid.shape))
         for index in np.ndindex(*grid.shape):
             numbers[0, *index] = self.result[self._entry(index)]
-        cells = {i: _Cell("now", True) if i == place else _Cell("element", False) for i in np.ndindex(*grid.shape)}
+        cells = {i: Cell("now", True) if i == place else Cell("element", False) for i in np.ndindex(*grid.shape)}
         grid.draw(pen, cells, numbers)
 
     def _entry(self, place: Index) -> Index:
@@ -226,104 +219,6 @@ class _Row:
 
 def _signed(value: float) -> str:
     return f"{value:g}" if value >= 0 else f"(−{-value:g})"
-
-
-class _Cell(NamedTuple):
-    """How an element is drawn: `kind` is a key of FACES; the numbers that make up a sum are strong."""
-
-    kind: str
-    strong: bool
-
-
-class _Grid:
-    """Where the cells of an N-D array lie in the plane: rows and columns, further axes tiled, channels stacked.
-
-    An array of too many cells for numbers is drawn as an image, no larger than the others.
-    """
-
-    def __init__(self, shape: Index, channels: int) -> None:
-        self.shape, self.channels, self.scale = shape, channels, 1.0
-        self.numbered = math.prod(shape) <= NUMBERED
-        if not self.numbered:
-            self.scale = min(1.0, IMAGE / max(self._corner()))
-        self.width, self.each = self._corner()
-        self.height = channels * (self.each + 0.5) - 0.5
-
-    def draw(self, pen: _Pen, cells: dict[Index, _Cell], numbers: np.ndarray) -> None:
-        for channel in range(self.channels):
-            if not self.numbered:
-                self._images(pen, channel, cells)
-                continue
-            for index, cell in cells.items():
-                pen.cell(*self._place(channel, index), cell, numbers[channel, *index])
-
-    def outline(self, pen: _Pen, channel: int, corners: Sequence[Index]) -> None:
-        """A frame around the cells between the first and the last of `corners`."""
-        x, y = self._place(channel, corners[0])
-        right, below = self._place(channel, corners[-1])
-        pen.frame(x, y, right - x + self.scale, below - y + self.scale)
-
-    def _images(self, pen: _Pen, channel: int, cells: dict[Index, _Cell]) -> None:
-        *lead, rows, columns = (1,) * (2 - len(self.shape)) + self.shape
-        faces = np.array([FACES[cell.kind] for cell in cells.values()]).reshape(*lead, rows, columns)
-        for tile in np.ndindex(*lead):
-            first = (*tile, 0, 0)[-len(self.shape) :]
-            pen.image(*self._place(channel, first), columns * self.scale, rows * self.scale, faces[tile])
-
-    def _corner(self) -> tuple[float, float]:
-        if not all(self.shape):
-            return 0.0, 0.0
-        x, y = self._place(0, tuple(n - 1 for n in self.shape))
-        return x + self.scale, y + self.scale
-
-    def _place(self, channel: int, index: Index) -> tuple[float, float]:
-        where, steps = [0.0, 0.0], [self.scale, self.scale]
-        for i, (k, n) in enumerate(zip(reversed(index), reversed(self.shape), strict=True)):
-            where[i % 2] += k * steps[i % 2]
-            steps[i % 2] = steps[i % 2] * n + 0.5
-        return where[0], where[1] + (channel * (self.each + 0.5) if channel else 0)
-
-
-class _Pen:
-    """Cells, images and words at an offset."""
-
-    def __init__(self, axes: Any, x: float, y: float) -> None:
-        self.axes, self.x, self.y = axes, x, y
-
-    def at(self, x: float, y: float) -> _Pen:
-        return _Pen(self.axes, self.x + x, self.y + y)
-
-    def cell(self, x: float, y: float, cell: _Cell, value: float) -> None:
-        faint = cell.kind in ("padding", "between")
-        edge = {"edgecolor": "#b0b0b0", "linestyle": ":"} if faint else {"edgecolor": "#4a4a4a"}
-        if cell.kind == "unread":
-            self._rectangle(x, y, 1, 1, facecolor="white", edgecolor="#bcbcbc", hatch="////", linewidth=0)
-        face = "none" if cell.kind == "unread" else FACES[cell.kind]
-        self._rectangle(x, y, 1, 1, facecolor=face, linewidth=0.6, **edge)
-        text = f"{value:g}".replace("-", "−")
-        size = 7 if len(text) < 4 else 5.5
-        colour = "white" if cell.kind == "now" else FAINT if faint else INK
-        weight = "bold" if cell.strong else "normal"
-        self.text(x + 0.5, y + 0.52, text, colour, size=size, ha="center", va="center", weight=weight)
-
-    def frame(self, x: float, y: float, width: float, height: float) -> None:
-        self._rectangle(x, y, width, height, facecolor="none", edgecolor=INK, linewidth=1.6, zorder=3)
-
-    def image(self, x: float, y: float, width: float, height: float, faces: np.ndarray) -> None:
-        from matplotlib.colors import to_rgb
-
-        colours = np.array([to_rgb(face) for face in faces.ravel()]).reshape(*faces.shape, 3)
-        x, y = self.x + x, self.y + y
-        self.axes.imshow(colours, extent=(x, x + width, y + height, y), interpolation="nearest", aspect="auto")
-        self._rectangle(x - self.x, y - self.y, width, height, facecolor="none", edgecolor="#4a4a4a", linewidth=0.6)
-
-    def text(self, x: float, y: float, text: str, color: str = INK, size: float = 7, **options: Any) -> None:
-        self.axes.text(self.x + x, self.y + y, text, color=color, fontsize=size, **options)
-
-    def _rectangle(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
-        from matplotlib.patches import Rectangle
-
-        self.axes.add_patch(Rectangle((self.x + x, self.y + y), width, height, **options))
 
 
 def _corners(along: Sequence[range]) -> list[Index]:

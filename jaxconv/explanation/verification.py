@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from jaxconv.explanation.equations import Equation
-from jaxconv.explanation.reading import Index
-from jaxconv.geometry import Axis, placed
+from jaxconv.explanation.meetings import meetings
 from jaxconv.ops.conv import convolve
 
 if TYPE_CHECKING:
-    from jaxconv.explanation import Explanation
+    from jaxconv.explanation.explained import Explanation
 
 # Entries of a map that are examined beside those that are written out.
 SAMPLE = 16
@@ -40,7 +37,7 @@ def faults(e: Explanation) -> Iterator[str]:
             total = q.evaluate(left, right)
             if _differ(total, actual[q.entry]):
                 yield f"{name}{list(q.entry)}: the products sum to {total:g}, the rule gives {actual[q.entry]:g}."
-            elif sorted(q.products) != sorted((1.0, *pair) for pair in _meetings(e, q)):
+            elif sorted(q.products) != sorted((1.0, *pair) for pair in meetings(e, q)):
                 yield f"the rule computes {q}, but the indices that meet are others."
 
 
@@ -62,38 +59,3 @@ def example(e: Explanation) -> dict[str, np.ndarray]:
 def _differ(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
     """Whole numbers are exact in float64; this forgives an engine that adds fractions of them."""
     return np.abs(np.asarray(a) - b) > 1e-9 * (1 + np.abs(b))
-
-
-def _meetings(e: Explanation, q: Equation) -> Iterator[tuple[Index, Index]]:
-    """The pairs of indices that the trilinear form multiplies on the way to an entry."""
-    layout, groups = e.geometry.layout, e.geometry.groups
-    first, second, *spatial = (q.entry[axis] for axis in e.recipes[q.result].layout(q.result))
-    per_in, per_out = e.channels // groups, e.outputs // groups
-    which = {"y": 0, "dw": 1, "dx": 2}[q.result]  # of p, k and q, the one that the entry names
-    along = [
-        [met for met in _axis_meetings(axis, e.geometry.flip_kernel) if met[which] == place]
-        for axis, place in zip(e.axes, spatial, strict=True)
-    ]
-    examples = range(e.batch) if q.result == "dw" else [first]
-    outputs = range(e.outputs) if q.result == "dx" else [second if q.result == "y" else first]
-    inputs = {"y": range(per_in), "dx": [second % per_in], "dw": [second]}[q.result]
-    for n, o, c in itertools.product(examples, outputs, inputs):
-        channel = o // per_out * per_in + c
-        if q.result == "dx" and channel != second:
-            continue
-        for met in itertools.product(*along):
-            p, k, read = zip(*met, strict=True)
-            index = {
-                "x": placed(layout.x, n, channel, read),
-                "w": placed(layout.w, o, c, k),
-                "g": placed(layout.y, n, o, p),
-            }
-            yield index[q.factors[0]], index[q.factors[1]]
-
-
-def _axis_meetings(a: Axis, flipped: bool) -> Iterator[Index]:
-    """All (p, k, q) of one axis: the output p reads the input q at the kernel's entry k."""
-    for p, tap in itertools.product(range(a.out), range(a.k)):
-        q, between = divmod(a.stride * p + a.dilation * tap - a.lo, a.input_dilation)
-        if not between and 0 <= q < a.n:
-            yield p, a.k - 1 - tap if flipped else tap, q

@@ -10,7 +10,7 @@ from jaxconv.explanation.recipes import Recipe
 from jaxconv.geometry import names
 
 if TYPE_CHECKING:
-    from jaxconv.explanation import Explanation
+    from jaxconv.explanation.explained import Explanation
 
 TITLES = {
     "y": "y = conv(x, w): the forward pass",

@@ -1,0 +1,225 @@
+"""What is known of a convolution once it is explained: its recipes, its equations, whether they are true."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxconv import forward
+from jaxconv.explanation import drawing, page, verification, writing
+from jaxconv.explanation.equations import Equation
+from jaxconv.explanation.reading import Bilinear, Index, Reader, evaluate
+from jaxconv.explanation.recipes import Recipe, primal, recipes
+from jaxconv.geometry import Axis, Geometry
+from jaxconv.ops.conv import Rules, rule_set
+from jaxconv.rules import ConvRules
+
+# Entries and products of one map up to which all of them are written out.
+FEW = 100
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The three maps of a convolution; made by `explain`. Text when printed.
+
+    Attributes:
+      geometry: the resolved `Geometry`.
+      batch, channels, outputs: examples, channels of x, channels of y.
+      layout, rules, engine: as given to `explain`.
+    """
+
+    geometry: Geometry
+    batch: int
+    channels: int
+    outputs: int
+    layout: str
+    rules: Rules
+    engine: str
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The integers of each spatial axis."""
+        return self.geometry.axes
+
+    @property
+    def shapes(self) -> dict[str, Index]:
+        """Of x, w and y."""
+        g = self.geometry
+        return {
+            "x": g.x_shape(self.batch, self.channels),
+            "w": g.w_shape(self.channels // g.groups, self.outputs),
+            "y": g.y_shape(self.batch, self.outputs),
+        }
+
+    @functools.cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """How to compute y, dx and dw as convolutions."""
+        return recipes(self.geometry)
+
+    @functools.cached_property
+    def equations(self) -> dict[str, tuple[Equation, ...]]:
+        """The equations that are written out: of every entry, or of one with the most products where they are many."""
+        return {name: self.read(name, self._chosen(name)) for name in self.recipes}
+
+    def more(self, name: str, most: int) -> tuple[Equation, ...]:
+        """Equations of at most as many entries, drawn at random from those that are not written out."""
+        shape, known = self.shape(name), {q.entry for q in self.equations[name]}
+        if len(known) == self.entries(name):
+            return ()
+        drawn = np.random.default_rng(0).integers(self.entries(name), size=most)
+        entries = {tuple(int(i) for i in np.unravel_index(place, shape)) for place in drawn}
+        return self.read(name, sorted(entries - known))
+
+    def equation(self, name: str, entry: Sequence[int]) -> Equation:
+        """The equation of one entry of y, dx or dw, read off the rule.
+
+        Raises:
+          ValueError: for an unknown name, or an index outside of the array.
+        """
+        if name not in self.recipes:
+            raise ValueError(f"explain: the equation must be one of {', '.join(self.recipes)}, but is {name!r}.")
+        entry, shape = tuple(int(i) for i in entry), self.shape(name)
+        if len(entry) != len(shape) or any(not 0 <= i < n for i, n in zip(entry, shape, strict=True)):
+            raise ValueError(
+                f"explain: the entry must have one index per axis of {name}, from 0 and below {shape}, but is {entry}."
+            )
+        return self.read(name, [entry])[0]
+
+    def shape(self, name: str) -> Index:
+        """The shape of x, w, y, g, dx or dw."""
+        return self.shapes[primal(name)]
+
+    def entries(self, name: str) -> int:
+        """How many numbers y, dx or dw has."""
+        return int(np.prod(self.shape(name)))
+
+    def total(self, name: str) -> float:
+        """How many products all entries of y, dx or dw add up, coefficients counted: the map of ones and ones."""
+        return float(self._of_ones[name].sum())
+
+    def verify(self) -> bool:
+        """Whether recipes and equations are what differentiating `conv` computes with these rules; see `faults`."""
+        return next(verification.faults(self), None) is None
+
+    def faults(self) -> list[str]:
+        """What does not agree, one sentence each."""
+        return list(verification.faults(self))
+
+    def __str__(self) -> str:
+        return writing.text(self)
+
+    def latex(self) -> str:
+        """An `align*` environment: the trilinear form with its index equations, and each map's recipe and equations.
+
+        ↑s stands for s − 1 zeros between neighbours, ⋆ for correlation, ↓s for steps of s, ⊤ for exchanged channels.
+        """
+        return writing.latex(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Geometry, recipes and the equations that are written out, as JSON knows them."""
+        return {
+            "layout": self.layout,
+            "groups": self.geometry.groups,
+            "flip_kernel": self.geometry.flip_kernel,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "axes": [{column: getattr(axis, column) for column in writing.COLUMNS} for axis in self.axes],
+            "maps": {
+                name: {
+                    "recipe": recipe.to_dict(),
+                    "entries": self.entries(name),
+                    "products": self.total(name),
+                    "equations": [q.to_dict() for q in self.equations[name]],
+                }
+                for name, recipe in self.recipes.items()
+            },
+        }
+
+    def figure(
+        self, path: str | Path | None = None, *, maps: Sequence[str] = ("y", "dx", "dw"), frames: int | None = None
+    ) -> Any:
+        """Draw the kernel of each map over its operand, with numbers, and write SVG, PNG, PDF or an animated GIF.
+
+        The window's elements and the kernel are shaded, zeros of padding and dilation grey with dotted edges, unread
+        inputs hatched, the entry that is computed black. Of more than 3 channels the first 3 are drawn.
+
+        Args:
+          path: where to write, in the format that its suffix names; None writes nothing.
+          maps: which of "y", "dx" and "dw", from top to bottom.
+          frames: how many positions of the kernel, side by side, or one after another in a GIF. By default one, that of
+            an entry with the most products; in a GIF all, up to 120.
+
+        Returns:
+          The `matplotlib.figure.Figure`; of a GIF, its last frame.
+
+        Raises:
+          ValueError: for an unknown map or suffix, for less than one frame, and for more than a picture can hold.
+          FileNotFoundError: where the folder of path does not exist.
+          ModuleNotFoundError: without matplotlib, which `pip install jaxconv[experiments]` brings.
+        """
+        return drawing.figure(self, path, maps, frames)
+
+    def html(self) -> str:
+        """An interactive page as one self-contained document: sliders, every entry's products, the three maps in step.
+
+        Raises:
+          ValueError: for a convolution that a page cannot show: of more than two spatial axes, or too large.
+        """
+        return page.html(self.geometry, self.channels, self.outputs)
+
+    # Reading
+
+    @functools.cached_property
+    def example(self) -> dict[str, np.ndarray]:
+        """Small whole numbers x, w and g, and the y, dx and dw that differentiating `conv` makes of them."""
+        return verification.example(self)
+
+    def richest(self, name: str) -> Index:
+        """The entry of y, dx or dw with the most products; of several, the one nearest to the middle."""
+        counts = self._of_ones[name]
+        if not counts.size:
+            return ()
+        best = np.argwhere(counts == counts.max())
+        away = sum(np.abs(2 * best[:, axis] - counts.shape[axis] + 1) for axis in self.recipes[name].layout(name)[2:])
+        return tuple(int(i) for i in best[np.argmin(away)])
+
+    def _bilinear(self, name: str) -> Bilinear:
+        source = forward if self.rules == "autodiff" else rule_set(self.rules)
+        options = {"platform": jax.default_backend()} if self.rules == "fast" else {}
+        return lambda a, b: getattr(source, self.recipes[name].map)(a, b, self.geometry, **options)
+
+    def _operands(self, name: str) -> tuple[Index, Index]:
+        left, right = self.recipes[name].factors
+        return self.shape(left), self.shape(right)
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, Reader]:
+        return {name: Reader(self._bilinear(name), *self._operands(name), self.shape(name)) for name in self.recipes}
+
+    @functools.cached_property
+    def _of_ones(self) -> dict[str, np.ndarray]:
+        """The maps of ones and ones, which count."""
+        return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in self.recipes}
+
+    def _chosen(self, name: str) -> list[Index]:
+        counts = self._of_ones[name]
+        few = max(counts.size, np.abs(counts).sum()) <= FEW
+        return list(np.ndindex(*counts.shape)) if few else [self.richest(name)]
+
+    def read(self, name: str, entries: Sequence[Index]) -> tuple[Equation, ...]:
+        """The equations of these entries, read off the rule."""
+        recipe, reader = self.recipes[name], self._readers[name]
+        try:
+            return tuple(Equation(name, entry, recipe.factors, reader.products(entry)) for entry in entries)
+        except Exception as error:
+            if not isinstance(self.rules, ConvRules):
+                raise
+            raise TypeError(
+                f"explain: rules.{recipe.map} must be a function of arrays that JAX can differentiate, but "
+                f"{type(error).__name__}: {error}"
+            ) from error
