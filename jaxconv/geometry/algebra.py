@@ -23,7 +23,7 @@ LAYOUTS = ("NHWC", "NCHW")
 
 
 class Layout(NamedTuple):
-    """Where each dimension lives: (batch, channel, *spatial) of x and y, (out, in, *taps) of w."""
+    """Which axis of an array each dimension is: (batch, channel, *spatial) of x and y, (out, in, *taps) of w."""
 
     x: tuple[int, ...]
     w: tuple[int, ...]
@@ -40,7 +40,17 @@ class Layout(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """One spatial axis: `n` inputs, `k` taps, and how the taps move over the inputs."""
+    """One spatial axis: `n` inputs, `k` taps, and how the taps move over the inputs. All in elements.
+
+    Attributes:
+      n: input elements, before any dilation.
+      k: taps.
+      stride: step of the window, counted in (dilated) input elements.
+      dilation: distance between taps.
+      input_dilation: distance at which input elements are set, zeros between them.
+      lo: zeros before the (dilated) input; negative crops.
+      hi: zeros after it.
+    """
 
     n: int
     k: int
@@ -57,18 +67,22 @@ class Axis(NamedTuple):
 
     @property
     def span(self) -> int:
+        """Input elements that one window covers, the gaps between its taps included."""
         return (self.k - 1) * self.dilation + 1
 
     @property
     def slack(self) -> int:
+        """How far the window can travel; negative where it does not fit."""
         return self.length + self.lo + self.hi - self.span
 
     @property
     def out(self) -> int:
+        """Output elements."""
         return self.slack // self.stride + 1 if self.slack >= 0 else 0
 
     @property
     def unread(self) -> int:
+        """Input elements at the high end, padding included, that no window reads."""
         return self.slack % self.stride
 
     @property
@@ -94,7 +108,37 @@ class Geometry:
     """The shape of a convolution or a pooling window, resolved: what every rule receives.
 
     Holds no batch size and no channel count: arrays bring those, so `vmap` may fold a batch into either
-    and only ever has to multiply `groups`.
+    and only ever has to multiply `groups`. Spatial fields are tuples with one entry per spatial axis, in array order,
+    and count elements. Output p meets input q at tap k along an axis exactly if
+
+        input_dilation · q = stride · p + dilation · k − lo        0 ≤ q < spatial, 0 ≤ k < taps
+
+    and that is all a rule has to sum over. Derived from the fields, also per axis: `span` (input elements under one
+    window), `out` (spatial sizes of y), `unread` (elements at the end that no window reads), and the padding that turns
+    each gradient into a convolution, `input_grad_padding` and `kernel_grad_padding`. `axes` has them axis by axis.
+
+    Attributes:
+      spatial: spatial sizes of x, before any dilation.
+      taps: spatial sizes of w.
+      stride: step of the window; δ lies this far apart in the input gradient.
+      padding: (lo, hi) pairs, zeros before and after the (dilated) x; negative crops. No words: "SAME" is resolved.
+      dilation: distance between taps.
+      input_dilation: distance at which the elements of x are set, zeros between them; 1 if not transposed.
+      groups: the channels of x and those of y are split into this many independent convolutions. Output channel o
+        reads the channels o // (outputs / groups) · (channels / groups) + i, i below the size of w's input axis.
+      layout: where the dimensions live: `layout.x`, `layout.y` are the axes of (batch, channel, *spatial) in x and in y
+        or δ, `layout.w` those of (out, in, *taps) in w. (0, 3, 1, 2) for NHWC, (3, 2, 0, 1) for HWIO.
+      flip_kernel: whether tap k reads w at taps − 1 − k, the true convolution; False for cross-correlation.
+
+    Example:
+      >>> from jaxconv.geometry import conv_geometry
+      >>> z = conv_geometry("conv", (8, 7, 6, 4), (3, 2, 2, 10), stride=2, padding="SAME", groups=2)
+      >>> z.spatial, z.taps, z.stride, z.padding, z.out, z.unread
+      ((7, 6), (3, 2), (2, 2), ((1, 1), (0, 0)), (4, 3), (0, 0))
+      >>> z.layout.x, z.layout.w
+      ((0, 3, 1, 2), (3, 2, 0, 1))
+      >>> z.x_shape(8, 4), z.w_shape(4 // 2, 10), z.y_shape(8, 10)  # what a rule is given and has to return
+      ((8, 7, 6, 4), (3, 2, 2, 10), (8, 4, 3, 10))
     """
 
     spatial: tuple[int, ...]
@@ -109,6 +153,7 @@ class Geometry:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The same integers axis by axis."""
         return tuple(
             Axis(n, k, s, d, i, lo, hi)
             for n, k, s, d, i, (lo, hi) in zip(
@@ -118,18 +163,22 @@ class Geometry:
 
     @property
     def rank(self) -> int:
+        """The number of spatial axes."""
         return len(self.spatial)
 
     @property
     def span(self) -> tuple[int, ...]:
+        """Of each axis; see `Axis`."""
         return tuple(axis.span for axis in self.axes)
 
     @property
     def out(self) -> tuple[int, ...]:
+        """Spatial sizes of y and of δ."""
         return tuple(axis.out for axis in self.axes)
 
     @property
     def unread(self) -> tuple[int, ...]:
+        """Of each axis; see `Axis`."""
         return tuple(axis.unread for axis in self.axes)
 
     @property
@@ -137,6 +186,7 @@ class Geometry:
         return tuple(axis.overhang for axis in self.axes)
 
     def with_groups(self, groups: int) -> Geometry:
+        """The same with another number of groups."""
         return replace(self, groups=groups)
 
     def channels_last(self) -> Geometry:
@@ -152,21 +202,25 @@ class Geometry:
         )  # fmt: skip
 
     def x_shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        """The shape of x and of dx, in the layout."""
         return placed(self.layout.x, batch, channels, self.spatial)
 
     def w_shape(self, inputs: int, outputs: int) -> tuple[int, ...]:
-        """The kernel's shape; `inputs` counts the channels of one group."""
+        """The shape of w and of dw, in the layout; `inputs` counts the channels of one group."""
         return placed(self.layout.w, outputs, inputs, self.taps)
 
     def y_shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        """The shape of y and of δ, in the layout."""
         return placed(self.layout.y, batch, channels, self.out)
 
     @property
     def input_grad_padding(self) -> tuple[tuple[int, int], ...]:
+        """(lo, hi) around δ, its elements `stride` apart, in the convolution with the rotated w that gives ∂x."""
         return tuple(axis.input_grad_padding for axis in self.axes)
 
     @property
     def kernel_grad_padding(self) -> tuple[tuple[int, int], ...]:
+        """(lo, hi) around x in the convolution with δ that gives ∂w."""
         return tuple(axis.kernel_grad_padding for axis in self.axes)
 
 
