@@ -18,6 +18,7 @@ import jax
 
 from jaxconv import forward
 from jaxconv.rules import fast, rotated, textbook
+from jaxconv.rules.backward import InputGrad, KernelGrad, options_of
 
 __all__ = ["NAMED", "ConvRules", "fast", "rotated", "textbook"]
 
@@ -35,6 +36,40 @@ class ConvRules:
     input_grad: Callable[..., jax.Array]
     kernel_grad: Callable[..., jax.Array]
     conv: Callable[..., jax.Array] = forward.conv
+
+    @classmethod
+    def from_backward(cls, backward: Callable[..., tuple[jax.Array, jax.Array]]) -> ConvRules:
+        """The rules of one function that returns both gradients, as a backward pass is written by hand.
+
+        A rule is given what its gradient depends on, and δ and w are all that dx does: where dx is asked for, x is
+        zeros of its shape, and w where dw is. A `jit` leaves the other gradient out; an eager call computes both twice.
+
+        Args:
+          backward: (x, w, g) -> (dx, dw), g being δ, shapes and dtypes as in `conv`. If it has parameters called
+            stride, padding, dilation, input_dilation, groups, flip_kernel or geometry, they are passed by name, from
+            the `Geometry` of the call: tuples with one entry per spatial axis, for padding (lo, hi) pairs. Whatever
+            else it needs, it has closed over.
+
+        Returns:
+          The rules; equal for equal functions, so that nothing is compiled twice.
+
+        Raises:
+          TypeError: for a function of other parameters; when called, for results that are not two.
+          ValueError: when called, for a gradient that has not its argument's shape.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, jaxconv
+          >>> def backward(x, w, g, stride):  # one axis, padding="VALID"
+          ...     (s,), reach = stride, stride[0] * (g.shape[1] - 1) + 1
+          ...     read = [slice(k, k + reach, s) for k in range(w.shape[0])]  # what tap k reads
+          ...     dx = sum(jnp.zeros_like(x).at[:, r].add(g @ w[k].T) for k, r in enumerate(read))
+          ...     return dx, jnp.stack([jnp.einsum("npc,npo->co", x[:, r], g) for r in read])
+          >>> rules = jaxconv.ConvRules.from_backward(backward)
+          >>> jaxconv.explain((1, 7, 2), (3, 2, 4), stride=2, padding="VALID", rules=rules).verify()
+          True
+        """
+        options = options_of(backward)
+        return cls(InputGrad(backward, options), KernelGrad(backward, options))
 
 
 NAMED = {
