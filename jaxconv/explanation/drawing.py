@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxconv.explanation.equations import LETTERS, Equation
-from jaxconv.explanation.grids import FAINT, Cell, Grid, Pen
-from jaxconv.explanation.reading import Index
+from jaxconv.explanation import verification
+from jaxconv.explanation.equations import LETTERS, Equation, number
+from jaxconv.explanation.grids import FAINT, Cell, Grid, Pen, decimal
+from jaxconv.explanation.reading import Index, Product
 from jaxconv.explanation.recipes import Recipe
 from jaxconv.geometry import placed
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 CELL = 0.3  # inches
 GAP = 1.0  # cells, between arrays
 LINE = 1.0  # cells, for a line of text
+BANNER = 1.8  # cells, for what is wrong, above everything else
 # Channels of an operand that are drawn (in dw: examples).
 CHANNELS = 3
+# Products of a sum that are written out.
+TERMS = 4
 # Positions that an animation visits at most, and how many it shows a second.
 FRAMES, PER_SECOND = 120, 2
 # Resolution of a PNG, and what its renderer can hold.
@@ -52,7 +56,8 @@ def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames:
         row.visit(count)
     width = GAP + max(row.width for row in rows)
     columns = 1 if animated else count
-    size = columns * width + GAP, sum(row.height for row in rows)
+    first_row = BANNER if e.verdict else 0.0
+    size = columns * width + GAP, first_row + sum(row.height for row in rows)
     if max(size) * CELL * DPI > PIXELS:
         raise ValueError(
             f"explain: frames must fit into {PIXELS} pixels, but {columns} frames are {size[0] * CELL * DPI:.0f} wide. "
@@ -65,7 +70,9 @@ def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames:
         axes.clear()
         axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
         axes.axis("off")
-        top = 0.0
+        if e.verdict:
+            Pen(axes, 0, 0).banner(0, 0.2, size[0], e.verdict)
+        top = first_row
         for row in rows:
             for column in range(columns):
                 row.draw(Pen(axes, GAP + column * width, top), first + column)
@@ -98,12 +105,15 @@ def _checked(e: Explanation, path: str | Path | None, maps: Sequence[str], frame
 
 
 class _Row:
-    """One map, for one row of its operand and one output of one group: what is moved over, what moves, the result."""
+    """One map, for one row of its operand and one output of one group: what is moved over, what moves, the result.
+
+    The result is the one that the window adds up to. Where the rule's is another, it stands beside that one.
+    """
 
     def __init__(self, e: Explanation, name: str) -> None:
         self.e, self.name, self.recipe = e, name, e.recipes[name]
         left, right = (e.example[factor] for factor in self.recipe.factors)
-        self.result = e.example[name]
+        self.result, self.ours, self.wrong = e.right[name], e.example[name], e.wrong[name]
         self.at = e.richest(name)
         group, batch, output, self.richest = _parts(e, name, self.at)
         operand = self.recipe.prepared_operand(left)[group, batch]
@@ -115,9 +125,15 @@ class _Row:
         shapes = self.operand.shape[1:], tuple(max(n, 0) for n in spans), self.recipe.positions
         channels = len(self.operand), len(self.kernel), 1
         self.grids = [Grid(shape, n) for shape, n in zip(shapes, channels, strict=True)]
-        self.width = max(sum(grid.width for grid in self.grids) + 4 * GAP, 22.0)
+        if self.wrong.any():
+            self.grids.append(Grid(self.recipe.positions, 1))
+        self.width = max(sum(grid.width for grid in self.grids) + 2 * (len(self.grids) - 1) * GAP, 22.0)
         self.tallest = max(grid.height for grid in self.grids)
+        self.top = 1.6 * LINE
         self.height = self.tallest + 4.2 * LINE + (0.9 if self.summed > CHANNELS else 0)
+        if self.wrong.any():  # a heading for each of two results, and a line for each of two sums
+            self.top += 0.7
+            self.height += 1.6
         self.equations: tuple[Equation, ...] = ()
 
     def visit(self, count: int) -> None:
@@ -137,8 +153,8 @@ class _Row:
             pen.text(0, 2 * LINE, f"no window fits: there is nothing to sum up for {self.name}")
             return
         place, q = self.places[frame], self.equations[frame]
-        middle = 1.6 * LINE + self.tallest / 2
-        operand, kernel, result = self.grids
+        middle = self.top + self.tallest / 2
+        operand, kernel, result, *ours = self.grids
         left = 0.0
         self._operand(pen.at(left, middle - operand.height / 2), place)
         left += operand.width
@@ -148,12 +164,22 @@ class _Row:
         left += kernel.width
         pen.text(left + GAP, middle, "=", size=12, ha="center", va="center")
         left += 2 * GAP
-        self._result(pen.at(left, middle - result.height / 2), place)
-        below = 1.6 * LINE + self.tallest + 1.3
-        pen.text(0, below, self._sum(q))
+        self._result(pen.at(left, middle - result.height / 2), result, self.result, place)
+        left += result.width
+        for grid in ours:
+            pen.text(left + GAP, middle, "≠", size=12, ha="center", va="center")
+            above = middle - grid.height / 2 - 0.3
+            pen.text(left - grid.width, above, "right")
+            left += 2 * GAP
+            pen.text(left, above, "the rule's" if self.e.layer is None else self.e.layer.name)
+            self._result(pen.at(left, middle - grid.height / 2), grid, self.ours, place, self.wrong)
+        below = self.top + self.tallest + 1.3
+        for line in self._sums(q):
+            pen.text(0, below, line)
+            below += 0.9
         if self.summed > len(self.operand):
             what = "examples" if self.name == "dw" else "channels"
-            pen.text(0, below + 0.9, f"drawn: {len(self.operand)} of the {self.summed} {what} that are summed", FAINT)
+            pen.text(0, below, f"drawn: {len(self.operand)} of the {self.summed} {what} that are summed", FAINT)
 
     def _operand(self, pen: Pen, place: Index) -> None:
         grid, taps = self.grids[0], self.kernel.shape[1:]
@@ -181,12 +207,13 @@ class _Row:
         }
         grid.draw(pen, cells, spread)
 
-    def _result(self, pen: Pen, place: Index) -> None:
-        grid = self.grids[2]
-        numbers = np.zeros((1, *grid.shape))
+    def _result(self, pen: Pen, grid: Grid, result: np.ndarray, place: Index, wrong: np.ndarray | None = None) -> None:
+        numbers, cells = np.zeros((1, *grid.shape)), {}
         for index in np.ndindex(*grid.shape):
-            numbers[0, *index] = self.result[self._entry(index)]
-        cells = {i: Cell("now", True) if i == place else Cell("element", False) for i in np.ndindex(*grid.shape)}
+            entry, now = self._entry(index), index == place
+            numbers[0, *index] = result[entry]
+            right = float(self.result[entry]) if wrong is not None and wrong[entry] else None
+            cells[index] = Cell("now" if now else "element", now, right)
         grid.draw(pen, cells, numbers)
 
     def _entry(self, place: Index) -> Index:
@@ -207,18 +234,38 @@ class _Row:
             second = f"dilated {second}"
         return f"{self.name}: {first} ⋆ {second}"
 
-    def _sum(self, q: Equation) -> str:
-        left, right = (self.e.example[factor] for factor in q.factors)
-        shown = [f"{_signed(left[p.left])}·{_signed(right[p.right])}" for p in q.products[:4]]
-        rest = [f"… ({len(q.products)} products)"] if len(q.products) > 4 else []
-        entry = f"{self.name}[{','.join(map(str, q.entry))}]"
-        total = f"{self.result[q.entry]:g}".replace("-", "−")
-        terms = " + ".join([*shown, *rest])
-        return f"{entry} = {terms} = {total}" if shown else f"{entry} = {total}"
+    def _sums(self, q: Equation) -> list[str]:
+        """What the window adds up to; and above it what the rule does, where that is something else."""
+        ours, right = q.telling()
+        if not (q.wrong or self.wrong[q.entry]):
+            return [self._sum(q, right, self.result)]
+        made = self._sum(q, ours, self.ours)
+        if not verification.adds_up(self.e, q):
+            made = f"{self._sum(q, [], self.ours)}, no sum of such products"
+        return [f"WRONG: {made}", f"right: {self._sum(q, right, self.result)}"]
+
+    def _sum(self, q: Equation, products: Sequence[Product], result: np.ndarray) -> str:
+        factors = [self.e.example[factor] for factor in q.factors]
+        numbers = [[left[i] for left, i in zip(factors, p[1:], strict=True)] for p in products[:TERMS]]
+        terms = [
+            "·".join([*([] if p.coefficient == 1 else [_bracketed(number(p.coefficient))]), *map(_signed, pair)])
+            for p, pair in zip(products, numbers, strict=False)
+        ]
+        if len(products) > TERMS:
+            terms.append(f"… ({len(products)} products)")
+        total = decimal(result[q.entry], self.e.right[self.name][q.entry])
+        exact = all(float(decimal(n)) == n for n in itertools.chain(*numbers)) and float(total) == result[q.entry]
+        head = f"{self.name}[{','.join(map(str, q.entry))}]"
+        total = total.replace("-", "−")
+        return f"{head} = {' + '.join(terms)} {'=' if exact else '≈'} {total}" if terms else f"{head} = {total}"
 
 
 def _signed(value: float) -> str:
-    return f"{value:g}" if value >= 0 else f"(−{-value:g})"
+    return _bracketed(decimal(value))
+
+
+def _bracketed(text: str) -> str:
+    return f"(−{text[1:]})" if text[0] in "-−" else text
 
 
 def _corners(along: Sequence[range]) -> list[Index]:

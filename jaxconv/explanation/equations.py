@@ -19,19 +19,31 @@ MOST = 6
 
 
 class Equation(NamedTuple):
-    """One entry and its products; text when printed.
+    """One entry and its products; text when printed, and where they are wrong, the right ones in a second line.
 
     Attributes:
       result: "y", "dx" or "dw".
       entry: its index, in array order.
       factors: which arrays are multiplied: ("x", "w"), ("g", "w") or ("x", "g"); g is δ.
-      products: (coefficient, index into the first factor, index into the second).
+      products: (coefficient, index into the first factor, index into the second), as the rule multiplies.
+      right: the same, as the trilinear form does.
     """
 
     result: str
     entry: Index
     factors: tuple[str, str]
     products: tuple[Product, ...]
+    right: tuple[Product, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the rule multiplies something else than what meets."""
+        return sorted(self.products) != sorted(self.right)
+
+    def telling(self) -> tuple[list[Product], list[Product]]:
+        """The rule's products and the right ones, those that only one of the two has in front."""
+        ours, right = set(self.products), set(self.right)
+        return sorted(self.products, key=right.__contains__), sorted(self.right, key=ours.__contains__)
 
     def evaluate(self, left: np.ndarray, right: np.ndarray) -> float:
         """The sum, for these numbers."""
@@ -39,33 +51,44 @@ class Equation(NamedTuple):
 
     def __str__(self) -> str:
         """dx[0,1,1,0] = δ[0,0,0,0]·w[1,1,0,0] + …, with a count when there are many products."""
-        return f"{_entry(self.result, self.entry)} = {self._sum(_entry, '·', '…', MOST)}"
+        head, (ours, right) = _entry(self.result, self.entry), self.sums()
+        return f"WRONG {head} = {ours}\nright {head} = {right}" if self.wrong else f"{head} = {ours}"
+
+    def sums(self) -> tuple[str, str]:
+        """The right-hand side as the rule computes it, and as it should be."""
+        ours, right = (self._sum(products, _entry, "·", "…", MOST) for products in self.telling())
+        return ours, right
 
     def latex(self, most: int | None = None) -> str:
         """A line of an `align` environment; of more than `most` products the rest is counted."""
-        total = self._sum(_latex_entry, r"\,", r"\cdots", most).replace("−", "-")
-        return f"{_latex_entry(self.result, self.entry)} &= {total}"
+        ours, right = (
+            self._sum(products, _latex_entry, r"\,", r"\cdots", most).replace("−", "-") for products in self.telling()
+        )
+        line = f"{_latex_entry(self.result, self.entry)} &= {ours}"
+        return rf"{line} \qquad \text{{WRONG; right is }} {right}" if self.wrong else line
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
         first, second = self.factors
-        return {
-            "entry": list(self.entry),
-            "products": [
-                {"coefficient": p.coefficient, first: list(p.left), second: list(p.right)} for p in self.products
-            ],
-        }
 
-    def _sum(self, entry: Callable[[str, Index], str], times: str, dots: str, most: int | None) -> str:
+        def listed(products: Sequence[Product]) -> list[dict[str, Any]]:
+            return [{"coefficient": p.coefficient, first: list(p.left), second: list(p.right)} for p in products]
+
+        known = {"entry": list(self.entry), "products": listed(self.products)}
+        return {**known, "right": listed(self.right)} if self.wrong else known
+
+    def _sum(
+        self, products: Sequence[Product], entry: Callable[[str, Index], str], times: str, dots: str, most: int | None
+    ) -> str:
         """The right-hand side; coefficients other than 1, which only wrong rules have, are written out."""
         first, second = self.factors
         text = ""
-        for p in self.products[:most]:
+        for p in products[:most]:
             sign = "−" if p.coefficient < 0 else "+"
             factor = "" if abs(p.coefficient) == 1 else f"{number(abs(p.coefficient))}{times}"
             text += f" {sign} {factor}{entry(first, p.left)}{times}{entry(second, p.right)}"
-        if most is not None and len(self.products) > most:
-            text += f" + {dots} ({len(self.products):,} products)"
+        if most is not None and len(products) > most:
+            text += f" + {dots} ({len(products):,} products)"
         return text.removeprefix(" + ").strip() or "0"
 
 

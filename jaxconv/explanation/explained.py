@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import numpy as np
 from jaxconv import forward
 from jaxconv.explanation import drawing, page, verification, writing
 from jaxconv.explanation.equations import Equation
-from jaxconv.explanation.reading import Bilinear, Index, Reader, evaluate
+from jaxconv.explanation.layer import Layer
+from jaxconv.explanation.meetings import meetings
+from jaxconv.explanation.page.told import told
+from jaxconv.explanation.reading import Bilinear, Index, Product, Reader
 from jaxconv.explanation.recipes import Recipe, primal, recipes
 from jaxconv.geometry import Axis, Geometry
-from jaxconv.ops.conv import Rules, rule_set
+from jaxconv.ops.conv import Rules, convolve, rule_set
 from jaxconv.rules import ConvRules
 
 # Entries and products of one map up to which all of them are written out.
@@ -32,6 +35,7 @@ class Explanation:
       geometry: the resolved `Geometry`.
       batch, channels, outputs: examples, channels of x, channels of y.
       layout, rules, engine: as given to `explain`.
+      layer: the function that was found to be this convolution, if one was given in place of shapes.
     """
 
     geometry: Geometry
@@ -41,6 +45,7 @@ class Explanation:
     layout: str
     rules: Rules
     engine: str
+    layer: Layer | None = field(default=None, repr=False, compare=False)
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -100,16 +105,30 @@ class Explanation:
         return int(np.prod(self.shape(name)))
 
     def total(self, name: str) -> float:
-        """How many products all entries of y, dx or dw add up, coefficients counted: the map of ones and ones."""
-        return float(self._of_ones[name].sum())
+        """How many products all entries of y, dx or dw add up."""
+        return float(self._counts[name].sum())
 
     def verify(self) -> bool:
         """Whether recipes and equations are what differentiating `conv` computes with these rules; see `faults`."""
-        return next(verification.faults(self), None) is None
+        return not self.faults()
 
     def faults(self) -> list[str]:
-        """What does not agree, one sentence each."""
-        return list(verification.faults(self))
+        """What does not agree, one sentence each. Where there is something, whatever is written or drawn says so."""
+        return list(self._faults)
+
+    @functools.cached_property
+    def _faults(self) -> tuple[str, ...]:
+        return tuple(verification.faults(self))
+
+    @functools.cached_property
+    def verdict(self) -> str:
+        """One sentence on how much is wrong, or "" where nothing is."""
+        return verification.verdict(self)
+
+    @functools.cached_property
+    def wrong(self) -> dict[str, np.ndarray]:
+        """Which entries of y, dx and dw are wrong."""
+        return {name: np.any([t.wrong(name) for t in self.trials], axis=0) for name in self.recipes}
 
     def __str__(self) -> str:
         return writing.text(self)
@@ -122,8 +141,12 @@ class Explanation:
         return writing.latex(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Geometry, recipes and the equations that are written out, as JSON knows them."""
-        return {
+        """Geometry, recipes and the equations that are written out, as JSON knows them.
+
+        Where something is wrong, `faults` comes first; a map then counts its wrong entries, and a wrong equation has
+        the right products beside its own.
+        """
+        known: dict[str, Any] = {
             "layout": self.layout,
             "groups": self.geometry.groups,
             "flip_kernel": self.geometry.flip_kernel,
@@ -134,11 +157,16 @@ class Explanation:
                     "recipe": recipe.to_dict(),
                     "entries": self.entries(name),
                     "products": self.total(name),
+                    **({"wrong": int(self.wrong[name].sum())} if self.faults() else {}),
                     "equations": [q.to_dict() for q in self.equations[name]],
                 }
                 for name, recipe in self.recipes.items()
             },
         }
+        if self.layer is not None:
+            found = {"name": self.layer.name, "call": writing.called(self), "reads": list(self.layer.reads)}
+            known = {"function": found, **known}
+        return {"faults": self.faults(), **known} if self.faults() else known
 
     def figure(
         self, path: str | Path | None = None, *, maps: Sequence[str] = ("y", "dx", "dw"), frames: int | None = None
@@ -170,18 +198,60 @@ class Explanation:
         Raises:
           ValueError: for a convolution that a page cannot show: of more than two spatial axes, or too large.
         """
-        return page.html(self.geometry, self.channels, self.outputs)
+        return page.html(self.geometry, self.channels, self.outputs, told(self))
 
     # Reading
 
+    def call(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """The function whose gradients are explained."""
+        if self.layer is not None:
+            return self.layer.call(x, w)
+        return convolve(x, w, self.geometry, self.rules, self.engine, None)
+
     @functools.cached_property
+    def run(self) -> Callable[..., tuple[jax.Array, ...]]:
+        """(x, w, g) -> y, dx and dw, by differentiating `call`."""
+
+        def run(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+            y, backward = jax.vjp(self.call, x, w)
+            return y, *backward(g)
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def trials(self) -> tuple[verification.Trial, ...]:
+        """What the rules, and what the recipes make of several choices of numbers."""
+        return verification.trials(self)
+
+    @functools.cached_property
+    def shown(self) -> verification.Trial:
+        """The numbers that are drawn: those a function was given, with whole numbers for δ; or whole numbers only."""
+        if self.layer is None:
+            return self.trials[0]
+        return verification.tried(self, {"x": self.layer.x, "w": self.layer.w, "g": self.trials[0].given["g"]})
+
+    @property
     def example(self) -> dict[str, np.ndarray]:
-        """Small whole numbers x, w and g, and the y, dx and dw that differentiating `conv` makes of them."""
-        return verification.example(self)
+        """The x, w and g that are drawn, and the y, dx and dw that differentiation makes of them."""
+        return {**self.shown.given, **self.shown.made}
+
+    @property
+    def right(self) -> dict[str, np.ndarray]:
+        """The y, dx and dw that should be made of them."""
+        return self.shown.right
+
+    @property
+    def dtype(self) -> Any:
+        """In which the rules are asked: float64, unless a function has another one of its own."""
+        return np.dtype(np.float64) if self.layer is None else self.layer.dtype
 
     def richest(self, name: str) -> Index:
-        """The entry of y, dx or dw with the most products; of several, the one nearest to the middle."""
-        counts = self._of_ones[name]
+        """The entry of y, dx or dw with the most products; of several, the one nearest to the middle.
+
+        Where some are wrong, it is one of those.
+        """
+        counts, wrong = self._counts[name], self.wrong[name]
+        counts = np.where(wrong, counts, -1) if wrong.any() else counts
         if not counts.size:
             return ()
         best = np.argwhere(counts == counts.max())
@@ -189,6 +259,8 @@ class Explanation:
         return tuple(int(i) for i in best[np.argmin(away)])
 
     def _bilinear(self, name: str) -> Bilinear:
+        if self.layer is not None:
+            return self.layer.map(name)
         source = forward if self.rules == "autodiff" else rule_set(self.rules)
         options = {"platform": jax.default_backend()} if self.rules == "fast" else {}
         return lambda a, b: getattr(source, self.recipes[name].map)(a, b, self.geometry, **options)
@@ -199,27 +271,40 @@ class Explanation:
 
     @functools.cached_property
     def _readers(self) -> dict[str, Reader]:
-        return {name: Reader(self._bilinear(name), *self._operands(name), self.shape(name)) for name in self.recipes}
+        return {
+            name: Reader(self._bilinear(name), *self._operands(name), self.shape(name), self.dtype)
+            for name in self.recipes
+        }
 
     @functools.cached_property
-    def _of_ones(self) -> dict[str, np.ndarray]:
-        """The maps of ones and ones, which count."""
-        return {name: evaluate(self._bilinear(name), *map(np.ones, self._operands(name))) for name in self.recipes}
+    def _counts(self) -> dict[str, np.ndarray]:
+        """How many products each entry should be the sum of: what the recipes make of ones and ones."""
+        return {name: r.follow(*map(np.ones, self._operands(name))) for name, r in self.recipes.items()}
 
     def _chosen(self, name: str) -> list[Index]:
-        counts = self._of_ones[name]
-        few = max(counts.size, np.abs(counts).sum()) <= FEW
+        counts = self._counts[name]
+        few = max(counts.size, counts.sum()) <= FEW
         return list(np.ndindex(*counts.shape)) if few else [self.richest(name)]
 
     def read(self, name: str, entries: Sequence[Index]) -> tuple[Equation, ...]:
         """The equations of these entries, read off the rule."""
-        recipe, reader = self.recipes[name], self._readers[name]
+        recipe = self.recipes[name]
+        return tuple(
+            Equation(name, entry, recipe.factors, self._products(name, entry), self._meant(name, entry))
+            for entry in entries
+        )
+
+    def _products(self, name: str, entry: Index) -> tuple[Product, ...]:
         try:
-            return tuple(Equation(name, entry, recipe.factors, reader.products(entry)) for entry in entries)
+            return self._readers[name].products(entry)
         except Exception as error:
-            if not isinstance(self.rules, ConvRules):
+            if self.layer is None and not isinstance(self.rules, ConvRules):
                 raise
+            of = f"rules.{self.recipes[name].map}" if self.layer is None else f"the {name} of {self.layer.name}"
             raise TypeError(
-                f"explain: rules.{recipe.map} must be a function of arrays that JAX can differentiate, but "
+                f"explain: {of} must be a function of arrays that JAX can differentiate, but "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _meant(self, name: str, entry: Index) -> tuple[Product, ...]:
+        return tuple(sorted(Product(1.0, *pair) for pair in meetings(self, name, entry)))

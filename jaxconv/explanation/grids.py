@@ -16,15 +16,28 @@ NUMBERED, IMAGE = 600, 14.0
 INK, FAINT = "#1c1c1c", "#707070"
 FACES = {
     "element": "#ffffff", "padding": "#e6e6e6", "between": "#e6e6e6", "unread": "#cfcfcf",
-    "under": "#f4b63f", "now": INK,
+    "under": "#f4b63f", "now": INK, "wrong": "#9c2a20",
 }  # fmt: skip
 
 
 class Cell(NamedTuple):
-    """How an element is drawn: `kind` is a key of FACES; the numbers that make up a sum are strong."""
+    """How an element is drawn: `kind` is a key of FACES; the numbers that make up a sum are strong.
+
+    A wrong one, which is struck out, knows the right number.
+    """
 
     kind: str
     strong: bool
+    right: float | None = None
+
+
+def decimal(value: float, right: float | None = None) -> str:
+    """A whole number, or three digits of a fraction; more where it takes more to tell it from the right one."""
+    for digits in (6,) if value == np.round(value) else range(3, 17):
+        text = f"{value:.{digits}g}"
+        if right is None or value == right or text != f"{right:.{digits}g}":
+            break
+    return text
 
 
 class Grid:
@@ -57,7 +70,9 @@ class Grid:
 
     def _images(self, pen: Pen, channel: int, cells: dict[Index, Cell]) -> None:
         *lead, rows, columns = (1,) * (2 - len(self.shape)) + self.shape
-        faces = np.array([FACES[cell.kind] for cell in cells.values()]).reshape(*lead, rows, columns)
+        faces = np.array([FACES["wrong" if cell.right is not None else cell.kind] for cell in cells.values()]).reshape(
+            *lead, rows, columns
+        )
         for tile in np.ndindex(*lead):
             first = (*tile, 0, 0)[-len(self.shape) :]
             pen.image(*self._place(channel, first), columns * self.scale, rows * self.scale, faces[tile])
@@ -92,14 +107,26 @@ class Pen:
             self._rectangle(x, y, 1, 1, facecolor="white", edgecolor="#bcbcbc", hatch="////", linewidth=0)
         face = "none" if cell.kind == "unread" else FACES[cell.kind]
         self._rectangle(x, y, 1, 1, facecolor=face, linewidth=0.6, **edge)
-        text = f"{value:g}".replace("-", "−")
-        size = 7 if len(text) < 4 else 5.5
+        text = decimal(value, cell.right).replace("-", "−")
+        size = min(5.5, 30 / len(text)) if "." in text else 7 if len(text) < 4 else 5.5
         colour = "white" if cell.kind == "now" else FAINT if faint else INK
         weight = "bold" if cell.strong else "normal"
         self.text(x + 0.5, y + 0.52, text, colour, size=size, ha="center", va="center", weight=weight)
+        if cell.right is not None:
+            self.strike(x, y)
 
     def frame(self, x: float, y: float, width: float, height: float) -> None:
         self._rectangle(x, y, width, height, facecolor="none", edgecolor=INK, linewidth=1.6, zorder=3)
+
+    def strike(self, x: float, y: float) -> None:
+        """A cell crossed out: a line that shows on white and on black."""
+        x, y = self.x + x, self.y + y
+        self.axes.plot([x, x + 1], [y + 1, y], color=FACES["wrong"], linewidth=0.9, zorder=4, solid_capstyle="butt")
+
+    def banner(self, x: float, y: float, width: float, text: str) -> None:
+        """A line of text in white on black."""
+        self._rectangle(x, y, width, 1.2, facecolor=INK)
+        self.text(x + 0.4, y + 0.62, text, "white", size=8, weight="bold", va="center")
 
     def image(self, x: float, y: float, width: float, height: float, faces: np.ndarray) -> None:
         from matplotlib.colors import to_rgb

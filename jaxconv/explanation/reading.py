@@ -28,8 +28,8 @@ import numpy as np
 Index = tuple[int, ...]
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
-# Relative; the sums are float64, where integers up to 2^53 are exact.
-NEGLIGIBLE = 1e-9
+# Relative; in float64 integers up to 2^53 are exact, in float32 up to 2^24.
+NEGLIGIBLE = {8: 1e-9, 4: 1e-5}
 
 
 class Product(NamedTuple):
@@ -40,20 +40,15 @@ class Product(NamedTuple):
     right: Index
 
 
-def evaluate(bilinear: Bilinear, left: Any, right: Any) -> np.ndarray:
-    """The map itself, in float64 and compiled as it is in production."""
-    with jax.enable_x64(True):
-        return np.asarray(jax.jit(bilinear)(jnp.asarray(left, jnp.float64), jnp.asarray(right, jnp.float64)))
-
-
 class Reader:
-    """Reads the summands of entries of a bilinear map, whose arrays have shapes left, right and out."""
+    """Reads the summands of entries of a bilinear map, whose arrays have shapes left, right and out, in a dtype."""
 
-    def __init__(self, bilinear: Bilinear, left: Index, right: Index, out: Index) -> None:
+    def __init__(self, bilinear: Bilinear, left: Index, right: Index, out: Index, dtype: Any = np.float64) -> None:
         self.bilinear, self.left, self.right, self.out = bilinear, left, right, out
+        self.dtype, self.negligible = np.dtype(dtype), NEGLIGIBLE[np.dtype(dtype).itemsize]
         size = math.prod(right)
         self.random = np.random.default_rng(0).uniform(1, 2, size)
-        self.questions = np.stack([np.ones(size), np.arange(size), self.random]).reshape(3, *right)
+        self.questions = np.stack([np.ones(size), np.arange(size), self.random]).reshape(3, *right).astype(dtype)
         self.ask = jax.jit(jax.vmap(self._sums, (0, None)))
 
     def products(self, entry: Index) -> tuple[Product, ...]:
@@ -61,7 +56,7 @@ class Reader:
         with jax.enable_x64(True):
             answers = np.asarray(self.ask(self.questions, np.ravel_multi_index(entry, self.out)))
             m, located, checked = answers.reshape(3, -1)
-            negligible = NEGLIGIBLE * max(1.0, float(np.abs(checked).max(initial=0)))
+            negligible = self.negligible * max(1.0, float(np.abs(checked).max(initial=0)))
             found = []
             for i in np.flatnonzero((np.abs(m) > negligible) | (np.abs(checked) > negligible)):
                 j = round(located[i] / m[i]) if abs(m[i]) > negligible else -1
@@ -71,29 +66,29 @@ class Reader:
                 )
                 partners = [(float(m[i]), j)] if alone else self._partners(int(i), entry)
                 here = _index(int(i), self.left)
-                found += [Product(_plain(c), here, _index(j, self.right)) for c, j in partners]
+                found += [Product(_plain(c, self.negligible), here, _index(j, self.right)) for c, j in partners]
             return tuple(found)
 
     def _sums(self, right: jax.Array, place: jax.Array) -> jax.Array:
         """u(right) for the entry at that flat place."""
-        y, backward = jax.vjp(lambda left: self.bilinear(left, right), jnp.zeros(self.left, jnp.float64))
+        y, backward = jax.vjp(lambda left: self.bilinear(left, right), jnp.zeros(self.left, self.dtype))
         (u,) = backward(jnp.zeros(y.size, y.dtype).at[place].set(1).reshape(y.shape))
         return u
 
     def _partners(self, i: int, entry: Index) -> list[tuple[float, int]]:
         """Everything that left[i] meets on its way to the entry: the derivative in `right` where left is one-hot."""
-        only = jnp.zeros(math.prod(self.left), jnp.float64).at[i].set(1).reshape(self.left)
-        y, backward = jax.vjp(lambda right: self.bilinear(only, right), jnp.zeros(self.right, jnp.float64))
+        only = jnp.zeros(math.prod(self.left), self.dtype).at[i].set(1).reshape(self.left)
+        y, backward = jax.vjp(lambda right: self.bilinear(only, right), jnp.zeros(self.right, self.dtype))
         (u,) = backward(jnp.zeros(y.shape, y.dtype).at[entry].set(1))
         u = np.asarray(u).ravel()
-        return [(float(u[j]), int(j)) for j in np.flatnonzero(np.abs(u) > NEGLIGIBLE)]
+        return [(float(u[j]), int(j)) for j in np.flatnonzero(np.abs(u) > self.negligible)]
 
 
 def _index(place: int, shape: Index) -> Index:
     return tuple(int(k) for k in np.unravel_index(place, shape))
 
 
-def _plain(coefficient: float) -> float:
+def _plain(coefficient: float, negligible: float) -> float:
     """Rounding removed from what is a whole number."""
     whole = round(coefficient)
-    return float(whole) if abs(coefficient - whole) <= NEGLIGIBLE * max(1, abs(whole)) else coefficient
+    return float(whole) if abs(coefficient - whole) <= negligible * max(1, abs(whole)) else coefficient

@@ -2,60 +2,109 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxconv.explanation.meetings import meetings
-from jaxconv.ops.conv import convolve
+from jaxconv.explanation.equations import Equation
 
 if TYPE_CHECKING:
     from jaxconv.explanation.explained import Explanation
 
 # Entries of a map that are examined beside those that are written out.
 SAMPLE = 16
+# Random whole numbers are as large as this, either sign: small ones to be looked at, larger ones that no two wrong
+# products have in common by chance.
+SIZES = (5, 50)
+
+Arrays = dict[str, np.ndarray]
+
+
+class Trial(NamedTuple):
+    """The three maps on one choice of numbers.
+
+    Attributes:
+      given: x, w and g.
+      made: the y, dx and dw that differentiation makes of them.
+      right: those that the recipes make.
+      dtype: in which they are made.
+    """
+
+    given: Arrays
+    made: Arrays
+    right: Arrays
+    dtype: Any
+
+    def wrong(self, name: str) -> np.ndarray:
+        """Which entries of y, dx or dw are not what they should be."""
+        return differ(self.made[name], self.right[name], self.dtype)
+
+
+def trials(e: Explanation) -> tuple[Trial, ...]:
+    """Random whole numbers, on which every sum is exact."""
+    rng = np.random.default_rng(0)
+    shapes = {name: e.shape(name) for name in ("x", "w", "g")}
+
+    def trial(most: int) -> Trial:
+        return tried(e, {name: rng.integers(1, most + 1, n) * rng.choice((-1.0, 1.0), n) for name, n in shapes.items()})
+
+    return tuple(map(trial, SIZES))
+
+
+def tried(e: Explanation, given: Arrays) -> Trial:
+    """The three maps on these x, w and g."""
+    with jax.enable_x64(True):
+        results = e.run(*(jax.numpy.asarray(given[name], e.dtype) for name in ("x", "w", "g")))
+    made = dict(zip(e.recipes, (np.asarray(a, np.float64) for a in results), strict=True))
+    right = {name: recipe.follow(*(given[f] for f in recipe.factors)) for name, recipe in e.recipes.items()}
+    return Trial(given, made, right, e.dtype)
 
 
 def faults(e: Explanation) -> Iterator[str]:
     """What does not agree, one sentence each.
 
-    On random whole numbers, where every sum is exact, the recipe and the equations must both give what `jax.vjp`
-    gives; and an equation's products must be those whose indices meet, i·q = s·p + d·k − lo, once each.
+    The recipe and the equations must both give what `jax.vjp` gives; and an equation's products must be those whose
+    indices meet, i·q = s·p + d·k − lo, once each.
     """
-    for name, recipe in e.recipes.items():
-        left, right = (e.example[factor] for factor in recipe.factors)
-        actual, followed = e.example[name], recipe.follow(left, right)
-        if followed.shape != actual.shape:
-            yield f"{name}: the recipe's result has shape {followed.shape}, the rule's {actual.shape}."
-            continue
-        for place in np.argwhere(_differ(followed, actual))[:1]:
-            index = tuple(map(int, place))
-            yield f"{name}{list(index)}: the recipe gives {followed[index]:g}, the rule {actual[index]:g}."
+    for name in e.recipes:
+        differing = ((t, tuple(map(int, place))) for t in e.trials for place in np.argwhere(t.wrong(name)))
+        for trial, index in itertools.islice(differing, 1):
+            right, made = trial.right[name][index], trial.made[name][index]
+            yield f"{name}{list(index)}: the recipe gives {right:g}, the rule {made:g}."
         for q in (*e.equations[name], *e.more(name, SAMPLE)):
-            total = q.evaluate(left, right)
-            if _differ(total, actual[q.entry]):
-                yield f"{name}{list(q.entry)}: the products sum to {total:g}, the rule gives {actual[q.entry]:g}."
-            elif sorted(q.products) != sorted((1.0, *pair) for pair in meetings(e, q)):
-                yield f"the rule computes {q}, but the indices that meet are others."
+            if not adds_up(e, q):
+                total, actual = _sums(e, q)
+                yield f"{name}{list(q.entry)}: the products sum to {total:g}, the rule gives {actual:g}."
+            elif q.wrong:
+                ours, meant = q.sums()
+                yield f"{name}{list(q.entry)}: the rule adds up {ours}, but what meets is {meant}."
 
 
-def example(e: Explanation) -> dict[str, np.ndarray]:
-    """Random whole numbers x, w and g, from 1 to 5 with either sign, and what differentiating `conv` makes of them."""
-    rng = np.random.default_rng(0)
-    sizes = {name: e.shape(name) for name in ("x", "w", "g")}
-    chosen = {name: rng.integers(1, 6, shape) * rng.choice((-1.0, 1.0), shape) for name, shape in sizes.items()}
-
-    def run(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        y, backward = jax.vjp(lambda x, w: convolve(x, w, e.geometry, e.rules, e.engine, None), x, w)
-        return y, *backward(g)
-
-    with jax.enable_x64(True):
-        results = jax.jit(run)(*(jax.numpy.asarray(a) for a in chosen.values()))
-    return {**chosen, **dict(zip(("y", "dx", "dw"), map(np.asarray, results), strict=True))}
+def adds_up(e: Explanation, q: Equation) -> bool:
+    """Whether an entry is the sum of the products that were read off the rule."""
+    return not differ(*_sums(e, q), e.dtype)
 
 
-def _differ(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-    """Whole numbers are exact in float64; this forgives an engine that adds fractions of them."""
-    return np.abs(np.asarray(a) - b) > 1e-9 * (1 + np.abs(b))
+def _sums(e: Explanation, q: Equation) -> tuple[float, float]:
+    """The sum of an entry's products, and the entry."""
+    trial = e.trials[0]
+    return q.evaluate(*(trial.given[factor] for factor in q.factors)), float(trial.made[q.result][q.entry])
+
+
+def verdict(e: Explanation) -> str:
+    """One sentence that says how much is wrong, or "" where nothing is."""
+    if not (found := e.faults()):
+        return ""
+    wrong = [f"{mask.sum():,} of {mask.size:,} entries of {name}" for name, mask in e.wrong.items() if mask.any()]
+    who = "the rules miscompute" if e.layer is None else f"{e.layer.name} miscomputes"
+    return f"WRONG: {who} {' and '.join(wrong)}." if wrong else f"WRONG: {found[0]}"
+
+
+def differ(a: np.ndarray | float, b: np.ndarray | float, dtype: Any = np.float64) -> np.ndarray:
+    """Whole numbers are exact; this forgives an engine that adds fractions of them, but not a NaN."""
+    forgiven = float(np.finfo(dtype).eps) ** 0.6  # 4e-10 in float64, 7e-5 in float32
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(np.asarray(a) - b) <= forgiven * (1 + np.abs(b)))

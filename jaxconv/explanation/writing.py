@@ -26,6 +26,8 @@ COLUMNS = ("n", "k", "stride", "dilation", "input_dilation", "lo", "hi", "span",
 def text(e: Explanation) -> str:
     data, kernel = names(e.layout, e.geometry.rank)
     lines = [
+        *_warning(e),
+        *_found(e),
         f"y {e.shapes['y']} = conv(x {e.shapes['x']}, w {e.shapes['w']}); {data} and {kernel}, indices count from 0",
         "",
         *_axes(e),
@@ -35,8 +37,25 @@ def text(e: Explanation) -> str:
         lines += ["", TITLES[name], *(f"  {step}" for step in _steps(e, recipe))]
         if len(shown) < entries:
             lines.append(f"  {_count(entries, 'entry', 'entries')} of {number(e.total(name))} products; among them")
-        lines += [f"  {q}" for q in shown]
+        lines += [f"  {line}" for q in shown for line in str(q).splitlines()]
     return "\n".join(lines)
+
+
+def _warning(e: Explanation) -> list[str]:
+    """What is wrong, before anything else: in a sentence, and of each map the first two faults."""
+    if not e.verdict:
+        return []
+    of = {name: [fault for fault in e.faults() if fault.startswith(name)] for name in e.recipes}
+    said = [f"  {fault}" for faults in of.values() for fault in faults[:2]]
+    return [e.verdict, *said, "The recipes below are the right ones, and so are the sums that are not marked.", ""]
+
+
+def _found(e: Explanation) -> list[str]:
+    """Of a function, which convolution it is, and how its arrays are read."""
+    if e.layer is None:
+        return []
+    read = f"; {', '.join(e.layer.reads)}" if e.layer.reads else ""
+    return [f"{e.layer.name}(x, w) is {called(e)}{read}"]
 
 
 def _axes(e: Explanation) -> list[str]:
@@ -93,12 +112,30 @@ def _count(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
+def called(e: Explanation) -> str:
+    """The call of `conv` that an explanation is of."""
+    z = e.geometry
+    each = {"stride": z.stride, "dilation": z.dilation, "input_dilation": z.input_dilation}
+    one = {name: values[0] if len(set(values)) == 1 else values for name, values in each.items()}
+    options: dict[str, Any] = {"padding": z.padding, **{name: value for name, value in one.items() if value != 1}}
+    if z.groups > 1:
+        options["groups"] = z.groups
+    if z.flip_kernel:
+        options["flip_kernel"] = True
+    if e.layout != "NHWC":
+        options["layout"] = e.layout
+    return f"conv(x, w, {', '.join(f'{name}={value!r}' for name, value in options.items())})"
+
+
 # LaTeX
 
 
 def latex(e: Explanation) -> str:
     """An `align*` environment: the trilinear form, then per map its recipe and its equations."""
     lines = [_form(e)]
+    if e.verdict:
+        plain = e.verdict.replace("_", r"\_").replace("δ", r"$\delta$").replace("·", r"$\cdot$").replace("−", "$-$")
+        lines = [rf"& \text{{{plain}}}", *lines]
     for name, recipe in e.recipes.items():
         lines += [_recipe(recipe), *(q.latex() for q in e.equations[name])]
     return "\n".join([r"\begin{align*}", " \\\\\n".join(lines), r"\end{align*}"])

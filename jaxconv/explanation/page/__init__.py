@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from typing import Any
 
 from jaxconv.geometry import Geometry, Layout
 
 AXES, ELEMENTS, CELLS, CHANNELS = 2, 12, 24, 6
 
 
-def html(geometry: Geometry, channels: int, outputs: int) -> str:
+def html(geometry: Geometry, channels: int, outputs: int, told: dict[str, Any] | None = None) -> str:
     """A self-contained page that starts from `geometry`; nothing in it asks the network for anything.
 
     Args:
       geometry: a resolved geometry of 1 or 2 spatial axes.
       channels: the channels of x.
       outputs: the channels of y.
+      told: numbers to start from and what is wrong about a rule, as `told` finds them; else the page invents numbers.
 
     Returns:
       The text of an HTML file.
@@ -32,7 +34,7 @@ def html(geometry: Geometry, channels: int, outputs: int) -> str:
       '<!doctype html>'
     """
     _check(geometry, channels, outputs)
-    start = {
+    start: dict[str, Any] = {
         "axes": [
             {"n": a.n, "k": a.k, "s": a.stride, "d": a.dilation, "i": a.input_dilation, "lo": a.lo, "hi": a.hi}
             for a in geometry.axes
@@ -42,10 +44,12 @@ def html(geometry: Geometry, channels: int, outputs: int) -> str:
         "outputs": outputs // geometry.groups,
         "layout": "NHWC" if geometry.layout == Layout.of("NHWC", geometry.rank) else "NCHW",
     }
+    if told is not None:
+        start["told"] = told
     page = _file("page.html")
     for name in ("page.css", "algebra.js", "controls.js", "drawing.js", "pointing.js", "page.js"):
         page = page.replace(f"{{{{{name}}}}}", _file(name).rstrip())
-    return page.replace("{{start}}", json.dumps(start))
+    return page.replace("{{start}}", json.dumps(start).replace("<", "\\u003c"))
 
 
 def _file(name: str) -> str:

@@ -161,15 +161,18 @@ function digit(array, ...place) {
   return DIGITS[array][(mixed * mixed) % 101 % 5];
 }
 
-/** The planes of all arrays: x, w and δ invented, the rest by the recipes. */
-function planesOf(geometry, recipe) {
+/** The planes of all arrays: x, w and δ given or invented, the rest by the recipes. */
+function planesOf(geometry, recipe, given) {
   const { axes: [height, width], groups, inputs, outputs, pairs } = geometry;
+  const number = (array, key, ...place) => given?.[array][key] ?? digit(array, ...place);
   const x = range(groups * inputs).map((c) =>
-    ({ c, group: Math.floor(c / inputs), grid: grid(height.n, width.n, (h, w) => digit("x", h, w, c)) }));
+    ({ c, group: Math.floor(c / inputs), grid: grid(height.n, width.n, (h, w) => number("x", geometry.dataKey(h, w, c), h, w, c)) }));
   const w = pairs.map((pair) =>
-    ({ ...pair, grid: grid(height.k, width.k, (h, w) => digit("w", h, w, pair.inner, pair.o)) }));
+    ({ ...pair, grid: grid(height.k, width.k, (h, w) =>
+      number("w", geometry.kernelKey(h, w, pair), h, w, pair.inner, pair.o)) }));
   const delta = range(groups * outputs).map((o) =>
-    ({ o, group: Math.floor(o / outputs), grid: grid(height.out, width.out, (h, w) => digit("delta", h, w, o)) }));
+    ({ o, group: Math.floor(o / outputs), grid: grid(height.out, width.out, (h, w) =>
+      number("delta", geometry.dataKey(h, w, o), h, w, o)) }));
   const among = (field, plane) => w.filter((other) => other[field] === plane[field]);
   /** One plane of a map's result: the sum of what its recipe makes of pairs of planes, or zeros without output. */
   const made = (name, shape, pairsOfPlanes) => (geometry.empty
@@ -201,23 +204,25 @@ function byKey(geometry, planes) {
 
 /** Where the recipes and the sums differ, or a result has not the entries of what it is the gradient of. */
 function disagreements(values, total) {
+  const near = (a, b) => Math.abs(a - b) <= 1e-9 * (1 + Math.abs(b)); // sums of fractions depend on their order
   const of = { y: "delta", dx: "x", unrotated: "x", dw: "w" };
   return Object.entries(of).flatMap(([array, primal]) => {
     const keys = new Set([...Object.keys(values[primal]), ...Object.keys(values[array])]);
     return [...keys].map((key) => ({ array, key, recipe: values[array][key], sum: total[array][key] ?? 0 }))
-      .filter(({ key, recipe, sum }) => recipe !== sum || !(key in values[primal]));
+      .filter(({ key, recipe, sum }) => !near(recipe, sum) || !(key in values[primal]));
   });
 }
 
-/** Everything the page shows. `disagreement` names the first entry whose recipe and sum differ, if there is one. */
-function compute(state) {
+/** Everything the page shows. `disagreement` names the first entry whose recipe and sum differ, if there is one;
+    `told` is what a rule is known to do here: the numbers it was given, and by array and key what it makes wrong. */
+function compute(state, told) {
   const geometry = resolve(state);
   const recipe = recipes(geometry);
-  const planes = planesOf(geometry, recipe);
+  const planes = planesOf(geometry, recipe, told?.given);
   const values = Object.fromEntries(
     Object.entries(planes).map(([array, list]) => [array, byKey(geometry, list)]));
   const terms = termsOf(geometry);
   const total = sums(terms, values);
   const disagreement = disagreements(values, total)[0] ?? null;
-  return { geometry, recipe, planes, values, terms, disagreement };
+  return { geometry, recipe, planes, values, terms, disagreement, wrong: told?.wrong ?? {} };
 }

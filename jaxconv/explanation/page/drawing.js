@@ -7,7 +7,15 @@ const MOST_BESIDE = 14; // cells in a row, for three maps side by side
 
 /* Words and numbers */
 
-const signed = (value) => (value < 0 ? `−${-value}` : `${value}`);
+const DIGITS_SHOWN = 3; // of a fraction
+const rounded = (value, digits) => (Number.isInteger(value) ? value : Number(Number(value).toPrecision(digits)));
+const signed = (value, digits = DIGITS_SHOWN) =>
+  (value < 0 ? `−${rounded(-value, digits)}` : `${rounded(value, digits)}`);
+/** A wrong number, with as many digits as it takes to tell it from the right one. */
+const toldApart = (value, truth) => {
+  const digits = range(12).map((more) => more + DIGITS_SHOWN);
+  return signed(value, digits.find((n) => signed(value, n) !== signed(truth, n)));
+};
 const factor = (value) => (value < 0 ? `(${signed(value)})` : signed(value));
 const pair = ([lo, hi]) => `(${signed(lo)}, ${signed(hi)})`;
 const added = (value) => (value < 0 ? `− ${-value}` : `+ ${value}`);
@@ -63,8 +71,13 @@ function drawNotice({ axes, shown, empty }) {
 }
 
 function drawAlarm({ disagreement: wrong }) {
-  $("alarm").hidden = !wrong;
-  if (!wrong) return;
+  const verdict = start.told?.verdict;
+  $("alarm").hidden = !wrong && !verdict;
+  if (!wrong) {
+    $("alarm").textContent = verdict && (atStart() ? verdict
+      : `${verdict} That was for the geometry this page opened with; here all numbers are the right ones.`);
+    return;
+  }
   const name = entryName(wrong.array === "unrotated" ? "dx" : wrong.array, wrong.key);
   const given = wrong.recipe === undefined ? "nothing" : signed(wrong.recipe);
   $("alarm").textContent =
@@ -110,6 +123,9 @@ function frameAxis(n, by, [lo, hi] = [0, 0], isRead = () => true) {
   });
 }
 
+/** What a rule makes of an entry instead of the right number, where it does. */
+const ruleOf = (array, key) => (array === "dx" && !state.flip ? undefined : scene.wrong[array]?.[key]);
+
 function cell(array, plane, row, column) {
   const cropped = !(row.framed && column.framed);
   const unread = !cropped && !(row.read && column.read) ? "unread" : "";
@@ -122,12 +138,19 @@ function cell(array, plane, row, column) {
   const value = plane.grid[row.entry][column.entry];
   const key = keyOf(scene.geometry, plane, row.entry, column.entry);
   const truth = array === "dx" && !state.flip ? scene.values.dx[key] : value;
+  const ruled = ruleOf(array, key);
+  const shown = ruled ? ruled.value : value;
+  const isWrong = Boolean(ruled) || value !== truth;
   const classes = ["cell", SLOT[array], RESULTS.includes(array) && "result", unread,
-    cropped && "cropped", value !== truth && "wrong"].filter(Boolean).join(" ");
-  const said = `${entryName(array, key)} = ${signed(value)}${unread ? ", unread" : ""}${cropped ? ", cropped" : ""}${
-    value === truth ? "" : `, wrong: the gradient is ${signed(truth)}`}`;
-  const text = value === truth ? signed(value) : `<del>${signed(value)}</del><ins>${signed(truth)}</ins>`;
-  return `<td class="${classes}" data-array="${array}" data-key="${key}" tabindex="-1" aria-label="${said}">${text}</td>`;
+    cropped && "cropped", isWrong && "wrong"].filter(Boolean).join(" ");
+  const said = `${entryName(array, key)} = ${toldApart(shown, truth)}${unread ? ", unread" : ""}${cropped ? ", cropped" : ""}${
+    !isWrong ? "" : `, wrong: the gradient is ${signed(truth)}`}`;
+  const text = !isWrong ? signed(value) : `<del>${toldApart(shown, truth)}</del><ins>${signed(truth)}</ins>`;
+  const longest = Math.max(...[shown, truth].map((number) =>
+    (Number.isInteger(number) ? 0 : toldApart(number, number === truth ? NaN : truth).length)));
+  const style = longest ? ` style="--letters: ${longest}"` : "";
+  return `<td class="${classes}" data-array="${array}" data-key="${key}" tabindex="-1" aria-label="${said}"${style}>${
+    text}</td>`;
 }
 
 function caption(plane) {

@@ -9,7 +9,7 @@ let pointed = null; // the entry under the pointer, shown in place of the chosen
 let timer = null;
 
 function draw() {
-  scene = compute(state);
+  scene = compute(state, atStart() ? start.told : undefined);
   drawNumbers(scene.geometry);
   drawNotice(scene.geometry);
   drawAlarm(scene);
@@ -21,6 +21,12 @@ function draw() {
   if (!state.chosen || !(state.chosen.key in scene.values[state.chosen.array])) state.chosen = beginning();
   syncPlayer();
   explain();
+}
+
+/** Whether the geometry is the one that the page opened with, of which it may have been told more. */
+function atStart() {
+  const shape = ({ axes, groups, inputs, outputs }) => JSON.stringify([axes, groups, inputs, outputs]);
+  return shape(state) === shape(start);
 }
 
 /* Choosing, stepping, playing */

@@ -103,10 +103,12 @@ function writeTaps(plane, { row, column, spread, kernel }) {
   }));
 }
 
+const FACTORS = { y: ["y", "x", "w"], dx: ["dx", "delta", "w"], dw: ["dw", "x", "delta"] };
+
 /** The gradient an entry stands for, as symbols, as numbers and in total. */
 function equationOf({ array, key }, terms) {
   const { values } = scene;
-  const [result, first, second] = { y: ["y", "x", "w"], x: ["dx", "delta", "w"], w: ["dw", "x", "delta"] }[SLOT[array]];
+  const [result, first, second] = FACTORS[{ y: "y", x: "dx", w: "dw" }[SLOT[array]]];
   const unflipped = result === "dx" && !state.flip;
   const factors = terms.map((term) => [first, second].map((name) => ({ array: name, key: term[SLOT[name]] })));
   return {
@@ -140,13 +142,24 @@ function zerosMet(result, products) {
   return zeros ? `; ${zeros} more of its taps ${zeros === 1 ? "meets a zero" : "meet zeros"}` : "";
 }
 
+/** What a wrong rule computes in place of this entry, and of which products. */
+function ruleSaid(result, key) {
+  const ruled = ruleOf(result, key);
+  if (!ruled) return "";
+  const [, first, second] = FACTORS[result];
+  const sum = ruled.products.map(([by, a, b]) =>
+    `${by === 1 ? "" : `${factor(by)}·`}${coloured(first, a)}·${coloured(second, b)}`).join(" + ") || "0";
+  return `<em>WRONG: the rule gives ${toldApart(ruled.value, scene.values[result][key])} = ${sum}.</em> Right: `;
+}
+
 function writeEquation(entry, terms) {
   const equation = equationOf(entry, terms);
   const { result, factors, numbers, total, truth } = equation;
   const symbols = factors.map((both) => both.map((f) => coloured(f.array, f.key)).join("·"));
-  $("about").innerHTML = aboutEntry(entry, equation) + (total === truth ? ""
+  $("about").innerHTML = ruleSaid(result, entry.key) + aboutEntry(entry, equation) + (total === truth ? ""
     : ` <em>That is without the flip: the gradient is ${signed(truth)}.</em>`);
   $("symbols").innerHTML = symbols.length ? `${coloured(result, entry.key)} = ${symbols.join(" + ")}` : "";
-  $("products").textContent = numbers.length ? `= ${numbers.join(" + ")} = ${signed(total)}` : "";
+  const equals = numbers.length && !Number.isInteger(total) ? "≈" : "="; // fractions are shown rounded
+  $("products").textContent = numbers.length ? `= ${numbers.join(" + ")} ${equals} ${signed(total)}` : "";
   $("live").textContent = [$("about").textContent, $("products").textContent].join(" ");
 }
