@@ -2,7 +2,8 @@
 
 What stands where:
 
-    asking         `explain`: from shapes to an explanation
+    asking         `explain`: from shapes or a function to an explanation
+    finding        which convolution a function is; layer: what its axes are; fitting: how its window moves
     explained      `Explanation`, what is known of a convolution
     equations      an entry and its products
     reading        which products an entry is the sum of, found by asking the rule
