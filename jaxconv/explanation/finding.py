@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,15 +121,15 @@ def _array(label: str, a: Any) -> np.ndarray:
 
 
 def _asked_in(name: str, f: Call, x: np.ndarray, w: np.ndarray) -> tuple[Any, Index]:
-    """float64, where whole numbers are exact longest; or x's own dtype, if the function insists. The shape of y."""
+    """float64, where whole numbers are exact longest; or float32, if the function insists. The shape of y."""
 
     def both(x: Any, w: Any) -> Any:
         y, backward = jax.vjp(f, x, w)
         return y, backward(y)
 
-    own = np.float32 if x.dtype.kind != "f" else x.dtype
     with jax.enable_x64(True):
-        for dtype in (np.dtype(np.float64), np.dtype(own)):
+        _returns_an_array(name, f, x, w)
+        for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
             try:
                 y, _ = jax.eval_shape(both, *(jax.ShapeDtypeStruct(a.shape, dtype) for a in (x, w)))
             except Exception as error:
@@ -136,27 +137,25 @@ def _asked_in(name: str, f: Call, x: np.ndarray, w: np.ndarray) -> tuple[Any, In
                 continue
             if y.dtype == dtype:
                 break
+            failure = TypeError(f"it makes {y.dtype} of {dtype}")
         else:
-            if (y := _result(name, f, x, w, own)) is None:
-                raise TypeError(
-                    f"explain: {name} must be a function of x and w that JAX can differentiate, but "
-                    f"{type(failure).__name__}: {failure}"
-                ) from failure
+            raise TypeError(
+                f"explain: {name} must be a function of x and w that JAX can differentiate in float32, but "
+                f"{type(failure).__name__}: {failure}"
+            ) from failure
     if 0 in y.shape:
         raise ValueError(f"explain: {name} must have an output to ask about, but {name}(x, w).shape = {y.shape}.")
     return dtype, y.shape
 
 
-def _result(name: str, f: Call, x: np.ndarray, w: np.ndarray, dtype: Any) -> Any:
-    """What it returns, if it is a single array of floats."""
+def _returns_an_array(name: str, f: Call, x: np.ndarray, w: np.ndarray) -> None:
     try:
-        y = jax.eval_shape(f, *(jax.ShapeDtypeStruct(a.shape, dtype) for a in (x, w)))
+        y = jax.eval_shape(f, *(jax.ShapeDtypeStruct(a.shape, np.float32) for a in (x, w)))
     except Exception:
-        return None
+        return  # why it cannot be called is said later
     if not hasattr(y, "shape") or not jnp.issubdtype(y.dtype, jnp.floating):
-        what = f"{y.dtype}[{', '.join(map(str, y.shape))}]" if hasattr(y, "shape") else type(y).__name__
+        what = str(y.dtype) if hasattr(y, "shape") else type(y).__name__
         raise TypeError(f"explain: {name} must return one array of floats, but returns {what}.")
-    return None
 
 
 def _linear(q: _Question) -> None:
@@ -201,24 +200,15 @@ def _geometries(q: _Question, layout: str, near: bool) -> Iterator[tuple[Axes, A
     """The geometries that fit the products of a line of entries along each axis; `near`, of two entries only."""
     middle = q.richest()
     for axes in readings(q.x.shape, q.w.shape, q.y, layout):
-        found = []
-        for a, along in enumerate(axes.y[2:]):
-            assert along is not None
-            (n,), (k,), (out,) = (axes.spatial(name, shape)[a : a + 1] for name, shape in _shapes(q).items())
-            seen: Meetings = {}
-            for p in _line(out, middle[along], near):
-                entry = (*middle[:along], p, *middle[along + 1 :])
-                seen[p] = {(axes.spatial("w", j)[a], axes.spatial("x", i)[a]) for _, i, j in q.products(entry)}
-            found.append(list(fits(n, k, out, seen)))
+        lines = [_line(q, axes, a, middle, near) for a in range(axes.rank)]
         for flipped in (False, True):
-            chosen = [next((axis for axis, turned in axis_fits if turned == flipped), None) for axis_fits in found]
-            axis_list = [axis for axis in chosen if axis is not None]
-            if len(axis_list) == len(chosen):
+            fitted = [axis for line in lines for axis in itertools.islice(fits(*line, flipped), 1)]
+            if len(fitted) == axes.rank:
                 full = {name: axes.shape(name, shape) for name, shape in _shapes(q).items()}
                 yield axes, conv_geometry(
                     "explain", full["x"], full["w"], flip_kernel=flipped, layout=axes.layout,
-                    stride=[a.stride for a in axis_list], padding=[(a.lo, a.hi) for a in axis_list],
-                    dilation=[a.dilation for a in axis_list], input_dilation=[a.input_dilation for a in axis_list],
+                    stride=[a.stride for a in fitted], padding=[(a.lo, a.hi) for a in fitted],
+                    dilation=[a.dilation for a in fitted], input_dilation=[a.input_dilation for a in fitted],
                     groups=_groups(axes, full),
                 )  # fmt: skip
 
@@ -232,10 +222,21 @@ def _groups(axes: Axes, full: dict[str, Index]) -> int:
     return full["x"][x[1]] // full["w"][w[1]]
 
 
-def _line(out: int, middle: int, near: bool) -> Sequence[int]:
-    """Outputs along an axis that tell how the window moves: the first, the last, and around the middle."""
-    wanted = {middle, middle + 1} if near else {0, 1, 2, middle - 1, middle, middle + 1, out - 2, out - 1}
-    return sorted(p for p in wanted if 0 <= p < out)
+def _line(q: _Question, axes: Axes, a: int, middle: Index, near: bool) -> tuple[int, int, int, Meetings]:
+    """Along a spatial axis: the sizes of x, w and y, and what meets at the outputs that tell how the window moves.
+
+    These are the first, the last, and those around the middle; the other axes stay there.
+    """
+    n, k, out = (axes.spatial(name, shape)[a] for name, shape in _shapes(q).items())
+    along = axes.y[2 + a]
+    assert along is not None
+    at = middle[along]
+    wanted = {at, at + 1} if near else {0, 1, 2, at - 1, at, at + 1, out - 2, out - 1}
+    seen: Meetings = {}
+    for p in sorted(p for p in wanted if 0 <= p < out):
+        products = q.products((*middle[:along], p, *middle[along + 1 :]))
+        seen[p] = {(axes.spatial("w", j)[a], axes.spatial("x", i)[a]) for _, i, j in products}
+    return n, k, out, seen
 
 
 # What it is instead
