@@ -47,6 +47,11 @@ Shapes are those of x and w in the layout: n,h,w,c and h,w,c/groups,o for NHWC, 
 options take one number, or one per axis; a padding that starts with a minus sign is written with an equals sign:
 
     python -m jaxconv explain 1,7,7,1 3,3,1,1 --stride 2 --padding=-1:0,1:1 --html recipe.html
+
+In place of shapes, a file and a function of x and w in it: which convolution that is, is found by asking it. The file
+says with which arrays, as for check:
+
+    python -m jaxconv explain my_layers.py:layer --figure layer.png
 """
 
 
@@ -131,8 +136,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
         sub.add_argument("--x64", action="store_true", help="allow float64 arguments")
     explain = command("explain", _explain, help="a convolution's gradients as recipes, sums, pictures", epilog=SPATIAL)
-    explain.add_argument("input_shape", nargs="?", default=(1, 5, 5, 1), type=_shape, help="of x, as 1,5,5,1")
-    explain.add_argument("kernel_shape", nargs="?", default=(2, 2, 1, 1), type=_shape, help="of w, as 2,2,1,1")
+    explain.add_argument(
+        "input_shape", nargs="?", default=(1, 5, 5, 1), type=_subject, help="of x, as 1,5,5,1; or path.py:function"
+    )
+    explain.add_argument("kernel_shape", nargs="?", type=_shape, help="of w, as 2,2,1,1")
     for name in ("stride", "dilation", "input-dilation"):
         explain.add_argument(f"--{name}", default=1, type=_per_axis, metavar="N[,N…]")
     explain.add_argument("--padding", default="SAME", type=_padding, metavar="SAME|VALID|N|N,N|LO:HI,LO:HI")
@@ -254,7 +261,7 @@ def _explain(options: Any) -> int:
     _can_write(options.json)
     _can_write(options.html)
     explanation = jaxconv.explain(
-        options.input_shape, options.kernel_shape, stride=options.stride, padding=options.padding,
+        *_explained(options), stride=options.stride, padding=options.padding,
         dilation=options.dilation, input_dilation=options.input_dilation, groups=options.groups,
         flip_kernel=options.flip_kernel, layout=options.layout, rules=options.rules,
     )  # fmt: skip
@@ -274,6 +281,20 @@ def _explain(options: Any) -> int:
     return 1 if faults else 0
 
 
+def _explained(options: Any) -> tuple[Any, ...]:
+    """The two shapes, or a function with its x and w."""
+    if not isinstance(options.input_shape, str):
+        return options.input_shape, options.kernel_shape or (2, 2, 1, 1)
+    if options.kernel_shape:
+        raise CannotRunError(f"{options.input_shape} takes no shape of w: its arguments are defined in the file.")
+    function, args, _ = _load(options.input_shape)
+    if len(args) != 2:
+        raise CannotRunError(
+            f"a function to explain takes x and w, but {options.input_shape} has {len(args)} arguments."
+        )
+    return function, *args
+
+
 def _integers(text: str, example: str, separator: str = ",") -> tuple[int, ...]:
     try:
         return tuple(int(n) for n in text.split(separator))
@@ -283,6 +304,11 @@ def _integers(text: str, example: str, separator: str = ",") -> tuple[int, ...]:
 
 def _shape(text: str) -> tuple[int, ...]:
     return _integers(text, "1,5,5,1")
+
+
+def _subject(text: str) -> str | tuple[int, ...]:
+    """A shape, or path.py:function."""
+    return text if ":" in text else _shape(text)
 
 
 def _per_axis(text: str) -> int | tuple[int, ...]:

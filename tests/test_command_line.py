@@ -40,6 +40,17 @@ single_args = jnp.ones(3)
 def hasty(x): return x
 def hasty_args(): return {}["x"]
 
+def smooth(x, w): return jnp.correlate(x, w, "valid")
+smooth_args = (jnp.array([0.5, 2.0, -1.0]), jnp.array([1.0, 3.0]))
+
+@jax.custom_vjp
+def rough(x, w): return smooth(x, w)
+def rough_backward(saved, g):
+    dx, dw = jax.vjp(smooth, *saved)[1](g)
+    return dx[::-1], dw
+rough.defvjp(lambda x, w: (smooth(x, w), (x, w)), rough_backward)
+rough_args = smooth_args
+
 def mode(x, how): return x
 mode_args = (jnp.ones(3), "same")
 """
@@ -139,6 +150,23 @@ def test_explain_says_one_entry_in_text_or_latex(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "dx[0,1,0] = δ[0,0,0]·w[1,0,0] + δ[0,1,0]·w[0,0,0]\n"
     assert main(["explain", "--rules", "textbook", "--latex"]) == 0
     assert capsys.readouterr().out.startswith(r"\begin{align*}")
+
+
+def test_explain_a_function_of_a_file(ops: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["explain", f"{ops}:smooth", "--figure", str(tmp_path / "smooth.svg")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("smooth(x, w) is conv(x, w, padding=((0, 0),)); x (3,) is read as (1, 3, 1), ")
+    assert (tmp_path / "smooth.svg").stat().st_size > 0
+    assert main(["explain", f"{ops}:rough", "--entry", "dx[0,0,0]"]) == 1
+    out, error = capsys.readouterr()
+    assert out.startswith("WRONG dx[0,0,0] = ") and "\nright dx[0,0,0] = δ[0,0,0]·w[0,0,0]" in out
+    assert error.startswith("WRONG: dx[0, 0, 0]: the recipe gives ")
+    assert main(["explain", f"{ops}:cube"]) == 2
+    assert "takes x and w, but" in capsys.readouterr().err
+    assert main(["explain", f"{ops}:smooth", "2,1,1"]) == 2
+    assert "takes no shape of w" in capsys.readouterr().err
+    assert main(["explain", f"{ops}:smooth", "--stride", "2"]) == 2
+    assert "explain: stride must be left out for a function" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,13 @@ def said(figure: Any, word: str) -> str:
 
 
 def assert_adds_up(line: str, total: float) -> None:
-    """dx[0,1,2,0] = (−2)·3 + 4·1 = −2, the products unless some are only counted."""
-    _, *terms, last = line.split(" = ")
-    assert number(last) == pytest.approx(total, rel=1e-5)
+    """dx[0,1,2,0] = (−2)·3 + 4·1 = −2, the products unless some are only counted; ≈ where a number is rounded."""
+    tolerance = 5e-3 if "≈" in line else 1e-12
+    _, *terms, last = line.replace("≈", "=").split(" = ")
+    assert number(last) == pytest.approx(total, rel=tolerance)
     if terms and "…" not in line:
         assert re.fullmatch(r"[\d().·+− e]+", terms[0])
-        assert eval(terms[0].replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=1e-5)
+        assert eval(terms[0].replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,10 @@ def test_a_wrong_rule_is_said_to_be_wrong_wherever_it_is_explained(name: str, wr
     figure = e.figure(maps=name)
     words = [t.get_text() for t in figure.axes[0].texts]
     assert words[0] == e.verdict and "right" in words and "the rule's" in words
-    assert results(figure) == [right[q.entry], pytest.approx(made[q.entry], rel=1e-5)]
+    assert (
+        results(figure) == [right[q.entry], pytest.approx(made[q.entry], rel=5e-3)]
+        and results(figure)[0] != results(figure)[1]
+    )
     assert window(figure) == right[q.entry]
     assert_adds_up(said(figure, "right"), right[q.entry])
     assert_adds_up(said(figure, "WRONG"), made[q.entry])

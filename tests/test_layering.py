@@ -22,7 +22,7 @@ ALLOWED = {
 OUTSIDE = {
     "geometry": set(),
     "forward": {"jax", "numpy"},
-    "rules": {"jax", "numpy"},
+    "rules": {"jax", "numpy", "inspect"},
     "primitives": {"jax", "numpy"},
     "ops": {"jax", "numpy"},
     "layers": {"jax", "numpy"},
