@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Entries of a map that are examined beside those that are written out.
 SAMPLE = 16
+# and fewer, where these would have more products.
+PRODUCTS = 100_000
 # Random whole numbers are as large as this, either sign: small ones to be looked at, larger ones that no two wrong
 # products have in common by chance.
 SIZES = (5, 50)
@@ -23,24 +26,29 @@ SIZES = (5, 50)
 Arrays = dict[str, np.ndarray]
 
 
-class Trial(NamedTuple):
+class Trial:
     """The three maps on one choice of numbers.
 
     Attributes:
       given: x, w and g.
       made: the y, dx and dw that differentiation makes of them.
       right: those that the recipes make.
-      dtype: in which they are made.
     """
 
-    given: Arrays
-    made: Arrays
-    right: Arrays
-    dtype: Any
+    def __init__(self, e: Explanation, given: Arrays) -> None:
+        self.given, self._recipes, self._dtype = given, e.recipes, e.dtype
+        with jax.enable_x64(True):
+            results = e.run(*(jax.numpy.asarray(given[name], e.dtype) for name in ("x", "w", "g")))
+            made = [np.asarray(a, np.float64) for a in results]
+        self.made: Arrays = dict(zip(e.recipes, made, strict=True))
+
+    @functools.cached_property
+    def right(self) -> Arrays:
+        return {name: r.follow(*(self.given[f] for f in r.factors)) for name, r in self._recipes.items()}
 
     def wrong(self, name: str) -> np.ndarray:
         """Which entries of y, dx or dw are not what they should be."""
-        return differ(self.made[name], self.right[name], self.dtype)
+        return differ(self.made[name], self.right[name], self._dtype)
 
 
 def trials(e: Explanation) -> tuple[Trial, ...]:
@@ -48,19 +56,10 @@ def trials(e: Explanation) -> tuple[Trial, ...]:
     rng = np.random.default_rng(0)
     shapes = {name: e.shape(name) for name in ("x", "w", "g")}
 
-    def trial(most: int) -> Trial:
-        return tried(e, {name: rng.integers(1, most + 1, n) * rng.choice((-1.0, 1.0), n) for name, n in shapes.items()})
+    def drawn(most: int) -> Arrays:
+        return {name: rng.integers(1, most + 1, n) * rng.choice((-1.0, 1.0), n) for name, n in shapes.items()}
 
-    return tuple(map(trial, SIZES))
-
-
-def tried(e: Explanation, given: Arrays) -> Trial:
-    """The three maps on these x, w and g."""
-    with jax.enable_x64(True):
-        results = e.run(*(jax.numpy.asarray(given[name], e.dtype) for name in ("x", "w", "g")))
-    made = dict(zip(e.recipes, (np.asarray(a, np.float64) for a in results), strict=True))
-    right = {name: recipe.follow(*(given[f] for f in recipe.factors)) for name, recipe in e.recipes.items()}
-    return Trial(given, made, right, e.dtype)
+    return tuple(Trial(e, drawn(most)) for most in SIZES)
 
 
 def faults(e: Explanation) -> Iterator[str]:
@@ -70,11 +69,13 @@ def faults(e: Explanation) -> Iterator[str]:
     indices meet, i·q = s·p + d·k − lo, once each.
     """
     for name in e.recipes:
+        each = max(1, int(e.total(name)) // max(1, e.entries(name)))
+        sample = max(1, min(SAMPLE, PRODUCTS // each))
         differing = ((t, tuple(map(int, place))) for t in e.trials for place in np.argwhere(t.wrong(name)))
         for trial, index in itertools.islice(differing, 1):
             right, made = trial.right[name][index], trial.made[name][index]
             yield f"{name}{list(index)}: the recipe gives {right:g}, the rule {made:g}."
-        for q in (*e.equations[name], *e.more(name, SAMPLE)):
+        for q in (*e.equations[name], *e.more(name, sample)):
             if not adds_up(e, q):
                 total, actual = _sums(e, q)
                 yield f"{name}{list(q.entry)}: the products sum to {total:g}, the rule gives {actual:g}."

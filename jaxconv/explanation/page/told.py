@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxconv.explanation.reading import Index, Product
-from jaxconv.explanation.verification import Arrays, differ, tried
+from jaxconv.explanation.verification import Arrays, Trial, differ
 
 if TYPE_CHECKING:
     from jaxconv.explanation.explained import Explanation
@@ -30,7 +30,7 @@ def told(e: Explanation) -> dict[str, Any] | None:
     others[e.geometry.layout.y[0]] = slice(1, None)
     given["g"] = given["g"].copy()
     given["g"][tuple(others)] = 0
-    trial = tried(e, given)
+    trial = Trial(e, given)
     return {
         "verdict": e.verdict,
         "given": {SYMBOLS.get(name, name): _by_key(e, name, given) for name in given},
