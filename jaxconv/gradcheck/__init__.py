@@ -19,11 +19,11 @@ from jaxconv.gradcheck.problem import (
     differentiable,
     examination,
     finite,
-    first_line,
     fits,
     gradient,
     overflow,
     prepare,
+    said,
 )
 from jaxconv.gradcheck.report import Evidence, Finding, Report
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large
@@ -157,7 +157,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
     try:
         reverse = differentiable("check", gradients)
     except (TypeError, WrongRule) as error:
-        return Evidence("second order", "skipped", first_line(error))
+        return Evidence("second order", "skipped", said(error))
     t = Trial(gradients, Yardstick(gradients, rng, finite("check", gradients), reverse), rng)
     found = [evidence.truth(t), differences(t)]
     verdicts = [e.verdict for e in found]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.hints import hint
-from jaxconv.gradcheck.problem import Problem, first_line, gradient, wide
+from jaxconv.gradcheck.problem import Problem, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, inner, least, ratios, size
 
@@ -180,7 +180,7 @@ def adjoint(t: Trial) -> Evidence:
         try:
             along, whose = exact([wide(x) for x in t.xs], [wide(u) for u in us]), "the exact J: f has no forward mode"
         except Exception as error:
-            return Evidence("adjoint", "skipped", f"no forward mode, with f's rules or without: {first_line(error)}")
+            return Evidence("adjoint", "skipped", f"no forward mode, with f's rules or without: {said(error)}")
     tiny = sum(least(a.dtype) * float(np.abs(wide(a)).sum()) for a in (*us, *t.gs[0]))
     along, us, vs = list(map(wide, along)), list(map(wide, us)), list(map(wide, t.gs[0]))
     left = sum(float(np.sum(np.where(v == 0, 0, v * a))) for v, a in zip(vs, along, strict=True))
@@ -272,7 +272,7 @@ def vmap(t: Trial) -> Evidence:
         together = jax.jit(jax.vmap(gradient(t.problem.f)))(stacked, cotangents)[1]
         got = jax.jit(gradient(batched))(shared, cotangents)[1] if shared else []
     except Exception as error:
-        return Evidence("vmap", "skipped", f"f has no vmap: {first_line(error)}")
+        return Evidence("vmap", "skipped", f"f has no vmap: {said(error)}")
     comparisons = []
     for k in range(2):
         want = list(map(wide, singly[k]))
