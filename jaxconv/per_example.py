@@ -27,17 +27,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
-from jax.extend.core import primitives as known
+from jax.extend.core import JaxprEqn
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry
-from jaxconv.transforms import bind, contains, interpret, leaves_of, trace
+from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
 
 # Equations that say in which order, shape, sign or precision the same numbers stand.
 _SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
-# Equations that call a program once, and where they keep it.
-_CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 
 
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:
@@ -191,13 +188,11 @@ def _square(a: jax.Array) -> jax.Array:
 
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
     """One equation's results, kernel gradients withheld."""
-    if eqn.primitive in _CALLS:
-        called = eqn.params[_CALLS[eqn.primitive]]
-        program = called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())
-        if contains(program.jaxpr, _is_kernel_grad):
-            if eqn.params.get("prevent_cse"):
-                operands = [*lax.optimization_barrier([_value(a) for a in operands])]
-            return interpret(program.jaxpr, program.consts, operands, _evaluate)
+    program = called(eqn)
+    if program is not None and contains(program.jaxpr, _is_kernel_grad):
+        if eqn.params.get("prevent_cse"):
+            operands = [*lax.optimization_barrier([_value(a) for a in operands])]
+        return interpret(program.jaxpr, program.consts, operands, _evaluate)
     if _keeps_length(eqn) and isinstance(operands[0], _Withheld):
         factors, value = operands[0]
         return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]

@@ -27,6 +27,8 @@ from jaxconv import primitives
 
 # Equations that carry a rule, and where they keep the computation it is about.
 _RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
+# Equations that call a program once, and where they keep it.
+_CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 # Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
 _OPAQUE = {
     *("bitcast_convert_type", "nextafter", "random_gamma", "ffi_call", "pallas_call", "pure_callback", "io_callback"),
@@ -268,6 +270,14 @@ def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
         wanted(eqn) or any(contains(inner, wanted) for value in eqn.params.values() for inner in _programs(value))
         for eqn in jaxpr.eqns
     )
+
+
+def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The program that an equation calls once, if that is all it does."""
+    if eqn.primitive not in _CALLS:
+        return None
+    program = eqn.params[_CALLS[eqn.primitive]]
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def is_opaque(eqn: JaxprEqn) -> bool:

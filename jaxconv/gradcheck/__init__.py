@@ -25,10 +25,10 @@ from jaxconv.gradcheck.problem import (
     prepare,
     said,
 )
-from jaxconv.gradcheck.report import Evidence, Finding, Report
+from jaxconv.gradcheck.report import Argument, Evidence, Finding, Report
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large
 
-__all__ = ["KINDS", "Evidence", "Finding", "Report", "check"]
+__all__ = ["KINDS", "Argument", "Evidence", "Finding", "Report", "check"]
 
 KINDS: dict[str, Callable[[Trial], Evidence]] = {
     "structure": evidence.structure,
@@ -87,7 +87,8 @@ def check(
     Returns:
       A `Report`: `.ok`, `.raise_if_failed()`, `.to_dict()`, `report["adjoint"]`, and a table when printed. What is
       wrong comes with argument, entry, both values, the bound, the error in bounds and in ulps, and a hint if a usual
-      mistake (sign, factor, flip, transposition, roll, missing sum over the batch, dropped rows, …) explains all.
+      mistake (sign, factor, flip, transposition, shift, missing sum over the batch, dropped rows, …) explains all.
+      `report.by_argument["w"]` is the verdict on one argument: how many of its entries are wrong, and where.
 
     Raises:
       TypeError: f has no floating argument or no floating result, has side effects, or cannot be differentiated even
@@ -122,7 +123,7 @@ def check(
 
 
 def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
-    report = Report(p.name, p.arguments)
+    report = Report(p.name, p.arguments, sizes={path: x.size for path, x in zip(p.paths, p.xs, strict=True)})
     rng = np.random.default_rng(seed)
     try:
         reverse = differentiable("check", p)

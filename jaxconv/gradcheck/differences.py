@@ -32,16 +32,18 @@ def differences(t: Trial) -> Evidence:
         slope, error, sides = slope_along(us, size(xs[i]), bound, value)
         bound += 4 * error
         ratio = in_bounds(abs(value - slope), bound)
+        alone = not any(u.any() for j, u in enumerate(us) if j != i)
+        only: dict[str, Any] = {"argument": t.problem.paths[i], "size": xs[i].size} if alone else {}
         if special and t.yardstick.reverse and abs(_along(t.yardstick.truth[0][1], us) - slope) > bound:
             stopped += 1
         elif ratio <= 1 or not math.isfinite(slope + bound):
             worst = max(worst, ratio if ratio <= 1 else 0)
         elif sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
             text = f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
-            kinks.append(replace(finding_of(where, value, slope, bound, t.xs[i].dtype, text), kink=True))
+            kinks.append(replace(finding_of(where, value, slope, bound, t.xs[i].dtype, text), kink=True, **only))
         else:
             worst = max(worst, ratio)
-            findings.append(finding_of(where, value, slope, bound, t.xs[i].dtype))
+            findings.append(replace(finding_of(where, value, slope, bound, t.xs[i].dtype), **only))
     verdict = "wrong" if findings else "kink" if kinks else "ok"
     found = sorted(findings or kinks, key=lambda f: -f.ratio)[:3]
     about = f"finite differences in float64 along {count} directions and coordinates"

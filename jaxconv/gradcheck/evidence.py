@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.hints import hint
+from jaxconv.gradcheck import suspects
+from jaxconv.gradcheck.laboratory import Laboratory
 from jaxconv.gradcheck.problem import Problem, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
+from jaxconv.gradcheck.where import where as place
 from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, inner, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
@@ -31,6 +33,11 @@ class Trial:
         self.compiled = jax.jit(gradient(problem.f))
         self.xs, self.gs = problem.xs, yardstick.gs
         self.suspects: set[tuple[int, tuple[int, ...]]] = set()
+
+    @functools.cached_property
+    def laboratory(self) -> Laboratory:
+        """The function with a backward pass that can be told to make mistakes, to find the one that was made."""
+        return Laboratory(self.problem)
 
     def gradient(self, gs: Sequence[Any], xs: Any = None) -> Arrays:
         return list(map(np.asarray, self.compiled(list(xs or self.xs), list(gs))[1]))
@@ -53,6 +60,8 @@ class Trial:
         findings: dict[int, Finding] = {}
         kinks: dict[int, Finding] = {}
         shown: dict[int, tuple[Any, ...]] = {}
+        tied: dict[int, tuple[Any, ...]] = {}
+        masks: dict[tuple[int, bool], np.ndarray] = {}
         for k, (got, want, bounds) in enumerate(comparisons):
             jumps: Any = None
             for i, (a, w, b) in enumerate(zip(map(wide, got), want, bounds, strict=True)):
@@ -64,43 +73,41 @@ class Trial:
                 kink = (ratio > 1) & at_kink(a, w, jumps[i])
                 for where, out in ((kink, kinks), (~kink, findings)):
                     chosen = np.where(where, ratio, 0)
+                    masks[i, out is kinks] = masks.get((i, out is kinks), False) | (chosen > 1)
                     if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
                         index = tuple(map(int, np.unravel_index(chosen.argmax(), a.shape)))
                         jump = f"Around it, the gradient jumps by {jumps[i][index]:.6g}." if out is kinks else ""
                         out[i] = replace(self.finding(i, index, a, w, b, jump), kink=out is kinks)
                         self.suspects.add((i, index))
-                        shown[i] = (a, w, b, k) if out is findings else shown.get(i, ())
+                        if out is findings:
+                            shown[i] = (a, w, b, k)
+                        else:
+                            tied[i] = (a, b, k)
                 worst = max(worst, np.where(kink, 0, ratio).max())
         if hints:
-            findings = {i: replace(finding, hint=self._hint(i, *shown[i])) for i, finding in findings.items()}
+            findings = {i: replace(f, hint=suspects.explain(self, i, *shown[i])) for i, f in findings.items()}
+            paid = {i: suspects.paid_twice(self, i, *tied[i]) for i in kinks}
+            kinks = {i: replace(f, hint=f"{f.hint} {paid[i]}".strip()) for i, f in kinks.items()}
         verdict = "wrong" if findings else "kink" if kinks else "ok"
-        return Evidence(name, verdict, about, float(worst), tuple((findings or kinks).values()))
+        found = [self._located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
+        return Evidence(name, verdict, about, float(worst), tuple(found))
+
+    def _located(self, i: int, finding: Finding, mask: np.ndarray) -> Finding:
+        """A finding, and of which and how many entries it is the worst."""
+        path, count = self.problem.paths[i], int(mask.sum())
+        return replace(finding, argument=path, wrong=count, size=mask.size, place=place(mask))
 
     def finding(self, i: int, index: tuple[int, ...], got: Any, want: Any, bound: Any, text: str) -> Finding:
         value, expected, allowed = (float(a[index]) for a in (got, want, bound))
         return finding_of(entry_name(self.problem.paths[i], index), value, expected, allowed, self.xs[i].dtype, text)
 
-    def _hint(self, i: int, got: np.ndarray, want: np.ndarray, bound: np.ndarray, k: int) -> str:
-        gs, examples = self.gs[k], {}
-        sizes = {g.shape[0] for g in gs if g.ndim}
-        if len(sizes) == 1 and (n := sizes.pop()) > 1:
-            for name, keep in (("first", 0), ("last", n - 1)):
-                alone = [np.where(np.arange(n).reshape(-1, *[1] * (g.ndim - 1)) == keep, g, 0) for g in gs]
-                (_, dxs) = self.yardstick.exact(self.xs, alone)
-                examples[f"It is that of the {name} example alone: the sum over the batch is missing."] = dxs[i]
-        others = {
-            f"It is the gradient of {self.problem.paths[j]}.": other
-            for j, other in enumerate(self.yardstick.truth[k][1])
-            if j != i and other.shape == got.shape
-        }
-        ones = self.yardstick.exact(self.xs, [np.ones(g.shape) for g in gs])[1][i]
-        return hint(got, want, bound, examples | others | {"The cotangent is ignored: taken to be all ones.": ones})
-
 
 def finding_of(where: str, value: float, expected: float, bound: float, dtype: Any, text: str = "") -> Finding:
-    info = jnp.finfo(dtype)
-    ulp = max(2.0 ** math.floor(math.log2(abs(expected))) if expected and math.isfinite(expected) else 0, info.tiny)
-    return Finding(where, value, expected, bound, abs(value - expected) / (float(ulp) * float(info.eps)), text)
+    info, ulps = jnp.finfo(dtype), math.nan
+    if bound < abs(expected) < math.inf:
+        ulp = max(2.0 ** math.floor(math.log2(abs(expected))), float(info.tiny)) * float(info.eps)
+        ulps = abs(value - expected) / ulp
+    return Finding(where, value, expected, bound, ulps, text)
 
 
 def entry_name(path: str, index: Sequence[int]) -> str:
@@ -117,13 +124,13 @@ def _times(arrays: Sequence[np.ndarray], factor: float) -> Arrays:
 def structure(t: Trial) -> Evidence:
     """Shapes and dtypes of the cotangents are those of the arguments."""
     _, dxs = jax.eval_shape(gradient(t.problem.f), t.xs, t.gs[0])
-    findings = [
-        f"{path}: {dx.dtype}{list(dx.shape)} instead of {x.dtype}{list(x.shape)}"
+    findings = {
+        path: f"{path}: {dx.dtype}{list(dx.shape)} instead of {x.dtype}{list(x.shape)}"
         for path, x, dx in zip(t.problem.paths, t.xs, dxs, strict=True)
         if (dx.shape, dx.dtype) != (x.shape, x.dtype)
-    ]
-    about = "; ".join(findings) or "each cotangent has its argument's shape and dtype"
-    return Evidence("structure", "wrong" if findings else "ok", about)
+    }
+    about = "; ".join(findings.values()) or "each cotangent has its argument's shape and dtype"
+    return Evidence("structure", "wrong" if findings else "ok", about, arguments=tuple(findings))
 
 
 def forward(t: Trial) -> Evidence:
