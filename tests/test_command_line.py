@@ -14,7 +14,7 @@ import jaxconv
 from jaxconv.__main__ import main
 
 OPS = """
-import jax, jax.numpy as jnp, types
+import jax, jax.numpy as jnp
 
 def cube(x): return x ** 3
 cube_args = (jnp.arange(1.0, 4.0),)
@@ -39,8 +39,8 @@ single_args = jnp.ones(3)
 def hasty(x): return x
 def hasty_args(): return {}["x"]
 
-def hidden(model, x): return model.w * x
-hidden_args = (types.SimpleNamespace(w=jnp.ones(3)), jnp.ones(3))
+mode = jax.jit(lambda x, how: x)
+mode_args = (jnp.ones(3), "same")
 """
 
 
@@ -89,7 +89,7 @@ UNKNOWN = {
     "OPS:nothing": "defines no function 'nothing'; it defines cube",
     "OPS:single": r"single_args must be a tuple, but is ArrayImpl. For one argument write (x,)",
     "OPS:hasty": "the arguments for hasty fail: KeyError: 'x'",
-    "OPS:hidden": "check: model is a SimpleNamespace, no pytree",
+    "OPS:mode": "check: f takes nothing but arrays, as jax.jit makes it, and not how (str).",
 }
 
 

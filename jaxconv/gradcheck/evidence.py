@@ -59,8 +59,8 @@ class Trial:
         worst = 0.0
         findings: dict[int, Finding] = {}
         kinks: dict[int, Finding] = {}
-        shown: dict[int, tuple[Any, ...]] = {}
-        tied: dict[int, tuple[Any, ...]] = {}
+        shown: dict[int, suspects.Wrong] = {}
+        tied: dict[int, suspects.Wrong] = {}
         masks: dict[tuple[int, bool], np.ndarray] = {}
         for k, (got, want, bounds) in enumerate(comparisons):
             jumps: Any = None
@@ -79,15 +79,15 @@ class Trial:
                         jump = f"Around it, the gradient jumps by {jumps[i][index]:.6g}." if out is kinks else ""
                         out[i] = replace(self.finding(i, index, a, w, b, jump), kink=out is kinks)
                         self.suspects.add((i, index))
-                        if out is findings:
-                            shown[i] = (a, w, b, k)
-                        else:
-                            tied[i] = (a, b, k)
+                        (shown if out is findings else tied)[i] = suspects.Wrong(a, w, b, k)
                 worst = max(worst, np.where(kink, 0, ratio).max())
         if hints:
-            findings = {i: replace(f, hint=suspects.explain(self, i, *shown[i])) for i, f in findings.items()}
-            paid = {i: suspects.paid_twice(self, i, *tied[i]) for i in kinks}
-            kinks = {i: replace(f, hint=f"{f.hint} {paid[i]}".strip()) for i, f in kinks.items()}
+            explained = suspects.explain(self, shown)
+            findings = {i: replace(f, hint=explained[i]) for i, f in findings.items()}
+            kinks = {
+                i: replace(f, hint=f"{f.hint} {suspects.paid_twice(self, i, tied[i])}".strip())
+                for i, f in kinks.items()
+            }
         verdict = "wrong" if findings else "kink" if kinks else "ok"
         found = [self._located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
         return Evidence(name, verdict, about, float(worst), tuple(found))

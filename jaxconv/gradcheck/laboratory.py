@@ -149,9 +149,9 @@ class Laboratory:
             given = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._xs]
             self._program = jax.make_jaxpr(functools.partial(problem.plain, floats=jnp.float64))(given)
         equations = list(_equations(self._program.jaxpr))
-        self.convolutions = [Convolution.of(e.params) for e in equations if e.primitive.name == "conv_general_dilated"]
-        self.maxima = sum(e.primitive.name in _MAXIMA for e in equations)
-        sums = [v.aval for e in equations if e.primitive.name == "add" for v in e.outvars]
+        self.convolutions = [Convolution.of(e.params) for e in equations if _is(e, "conv_general_dilated")]
+        self.maxima = sum(_is(e, *_MAXIMA) for e in equations)
+        sums = [v.aval for e in equations if _is(e, "add") for v in e.outvars]
         self._sums = [np.zeros(a.shape) for a in sums[:_SUMS]]
         self._compiled = in_float64(self._differentiated)
 
@@ -173,17 +173,22 @@ class Laboratory:
         def evaluate(eqn: Any, operands: list[Any]) -> list[Any]:
             if (program := called(eqn)) is not None:
                 return interpret(program.jaxpr, program.consts, operands, evaluate)
-            if eqn.primitive.name == "conv_general_dilated":
+            if _is(eqn, "conv_general_dilated"):
                 (x, w), (conv, mistake) = operands, next(convolutions)
                 return [conv.mistaken(x, w, mistake)]
-            if eqn.primitive.name in _MAXIMA:
+            if _is(eqn, *_MAXIMA):
                 return [_maximum(eqn, operands[0], everyone)]
             results = bind(eqn, operands, eqn.params)
-            if eqn.primitive.name == "add" and (nothing := next(ahead, None)) is not None:
+            if _is(eqn, "add") and (nothing := next(ahead, None)) is not None:
                 return [results[0] + nothing.astype(results[0].dtype)]
             return results
 
         return interpret(self._program.jaxpr, self._program.consts, xs, evaluate)
+
+
+def _is(eqn: Any, *names: str) -> bool:
+    """Whether an equation is one of these, of real numbers."""
+    return eqn.primitive.name in names and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

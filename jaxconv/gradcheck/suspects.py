@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,65 +20,84 @@ from jaxconv.gradcheck.problem import wide
 if TYPE_CHECKING:
     from jaxconv.gradcheck.evidence import Trial
 
-Suspects = Iterator[tuple[str, np.ndarray]]
+# A sentence, and the gradient in each argument that would make it true, or None.
+Suspects = Iterator[tuple[str, Sequence[np.ndarray | None]]]
 # In programs of more convolutions than this, mistakes are tried in all of them at once.
 _CONVOLUTIONS = 8
 
 
-def explain(t: Trial, i: int, got: np.ndarray, want: np.ndarray, bound: np.ndarray, k: int) -> str:
-    """A sentence on the first mistake that accounts for every entry of the gradient in argument i, or "".
+class Wrong(NamedTuple):
+    """The gradient in one argument for the k-th cotangents, what it should be, and how far rounding may take it."""
 
-    Args:
-      got: that gradient for the k-th cotangents, not what it should be.
-      want: what it should be.
-      bound: how far rounding may take an entry from it.
-    """
-    if not (np.isfinite(got).all() and np.isfinite(want).all()):
-        return ""
-
-    def first(suspects: Suspects) -> str:
-        return next((name for name, array in suspects if array.any() and (np.abs(got - array) <= bound).all()), "")
-
-    return (
-        hints.plain(got, want, bound)
-        or first(_lopsided(t, i, k))
-        or hints.moved(got, want, bound)
-        or first(_asked_otherwise(t, i, k))
-        or first(_transposed_wrongly(t, i, k))
-        or first(_summed_wrongly(t, want, k))
-        or hints.partly(got, want)
-    )
+    got: np.ndarray
+    want: np.ndarray
+    bound: np.ndarray
+    k: int
 
 
-def paid_twice(t: Trial, i: int, got: np.ndarray, bound: np.ndarray, k: int) -> str:
+def explain(t: Trial, wrong: dict[int, Wrong]) -> dict[int, str]:
+    """For each wrong argument a sentence on the first mistake that accounts for every entry, or ""."""
+    found = {i: hints.plain(w.got, w.want, w.bound) if _finite(w) else "" for i, w in wrong.items()}
+    for k in sorted({w.k for w in wrong.values()}):
+        of = {i: w for i, w in wrong.items() if w.k == k and _finite(w)}
+        _match(t, of, found, _lopsided(t, k))
+        for i, w in of.items():
+            found[i] = found[i] or hints.moved(w.got, w.want, w.bound)
+        _match(t, of, found, _asked_otherwise(t, k))
+        _match(t, of, found, _transposed_wrongly(t, k))
+        for i, w in of.items():
+            found[i] = found[i] or _summed_wrongly(t, w) or paid_twice(t, i, w) or hints.partly(w.got, w.want)
+    return found
+
+
+def _match(t: Trial, wrong: dict[int, Wrong], found: dict[int, str], suspects: Suspects) -> None:
+    """Give each argument without a sentence the first one that fits."""
+    left = [i for i in wrong if not found[i]]
+    while left and (suspect := next(suspects, None)):
+        sentence, dxs = suspect
+        for i in list(left):
+            dx = dxs[i]
+            if dx is not None and dx.any() and _alike(t, i, wrong[i], dx):
+                found[i] = sentence
+                left.remove(i)
+
+
+def _finite(w: Wrong) -> bool:
+    return bool(np.isfinite(w.got).all() and np.isfinite(w.want).all())
+
+
+def _alike(t: Trial, i: int, w: Wrong, dx: np.ndarray) -> bool:
+    """Whether a wrong gradient is another one but for rounding, which is in proportion to either."""
+    others = [dx if j == i else right for j, right in enumerate(t.yardstick.truth[w.k][1])]
+    return bool((np.abs(w.got - dx) <= np.maximum(w.bound, t.yardstick.bounds(others)[i])).all())
+
+
+def paid_twice(t: Trial, i: int, w: Wrong) -> str:
     """Whether a gradient pays each winner of a tie in full, in words, or ""."""
     if not t.laboratory.maxima:
         return ""
-    paid = t.laboratory.gradient(t.gs[k], everyone=True)[0][i]
-    if (np.abs(got - paid) <= bound).all():
+    paid = t.laboratory.gradient(t.gs[w.k], everyone=True)[0][i]
+    if _alike(t, i, w, paid):
         return "Ties are paid more than once: each of the winners gets all of it, where together they should."
     return ""
 
 
-def _asked_otherwise(t: Trial, i: int, k: int) -> Suspects:
+def _asked_otherwise(t: Trial, k: int) -> Suspects:
     """The exact gradient for other cotangents, in other arguments, and at flipped ones."""
     gs, paths, exact = t.gs[k], t.problem.paths, t.yardstick.exact
     sizes = {g.shape[0] for g in gs if g.ndim}
     if len(sizes) == 1 and (n := sizes.pop()) > 1:
         for name, keep in (("first", 0), ("last", n - 1)):
             alone = [np.where(np.arange(n).reshape(-1, *[1] * (g.ndim - 1)) == keep, g, 0) for g in gs]
-            yield (
-                f"It is that of the {name} example alone: the sum over the batch is missing.",
-                exact(t.xs, alone)[1][i],
-            )
-    shape = t.xs[i].shape
+            yield f"It is that of the {name} example alone: the sum over the batch is missing.", exact(t.xs, alone)[1]
     for j, other in enumerate(t.yardstick.truth[k][1]):
-        if j != i and other.shape == shape:
-            yield f"It is the gradient of {paths[j]}.", other
-    yield "The cotangent is ignored: taken to be all ones.", exact(t.xs, [np.ones(g.shape) for g in gs])[1][i]
-    for j, w in enumerate(map(wide, t.xs)):
-        for axes in _kernel_axes(w.ndim) if j != i else ():
-            flipped = exact([np.flip(w, axes) if n == j else x for n, x in enumerate(t.xs)], gs)[1][i]
+        alike = [None if j == i or x.shape != other.shape else other for i, x in enumerate(t.xs)]
+        yield f"It is the gradient of {paths[j]}.", alike
+    yield "The cotangent is ignored: taken to be all ones.", exact(t.xs, [np.ones(g.shape) for g in gs])[1]
+    for j, w in enumerate(map(wide, t.xs) if len(t.xs) <= _CONVOLUTIONS else ()):
+        for axes in _kernel_axes(w.ndim) if len(t.xs) > 1 else ():
+            at = [np.flip(w, axes) if n == j else x for n, x in enumerate(t.xs)]
+            flipped = [None if i == j else dx for i, dx in enumerate(exact(at, gs)[1])]
             yield f"It is what {paths[j]} flipped along {_axes(axes)} would give: {_UNTURNED}", flipped
 
 
@@ -91,21 +110,21 @@ def _kernel_axes(rank: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(axes for axes in [*map(tuple, runs), *((a,) for a in range(rank))] if axes))
 
 
-def _lopsided(t: Trial, i: int, k: int) -> Suspects:
+def _lopsided(t: Trial, k: int) -> Suspects:
     """The ends of a padding exchanged: where they differ by one, it was taken for symmetric."""
     for name, chosen in _sites(t):
         for which in ("dx", "dw"):
             mistakes = {n: _exchanged(t.laboratory.convolutions[n], which) for n in chosen}
             if all(m is None for m in mistakes.values()):
                 continue
-            padding = t.laboratory.convolutions[chosen[0]].params["padding"]
+            padding = next(t.laboratory.convolutions[n].params["padding"] for n, m in mistakes.items() if m)
             sentence = (
-                f"The backward pass {name}takes the padding {_pairs(padding)} for {_pairs([p[::-1] for p in padding])}"
+                f"The {which} {name}is that of the padding {_pairs([p[::-1] for p in padding])}, not {_pairs(padding)}"
             )
             if max(abs(lo - hi) for lo, hi in padding) == 1:
-                sentence += ": as if it were symmetric, or the odd one out at the other end"
+                sentence += ": under SAME, an even size is not padded symmetrically, but with one more at the end"
             told = {n: m for n, m in mistakes.items() if m is not None}
-            yield f"{sentence}.", t.laboratory.gradient(t.gs[k], told)[0][i]
+            yield f"{sentence}.", t.laboratory.gradient(t.gs[k], told)[0]
 
 
 def _exchanged(conv: Convolution, which: str) -> Mistake | None:
@@ -119,7 +138,7 @@ def _exchanged(conv: Convolution, which: str) -> Mistake | None:
     return conv.right._replace(**{which: tuple(shifts)}) if any(shifts) else None
 
 
-def _transposed_wrongly(t: Trial, i: int, k: int) -> Suspects:
+def _transposed_wrongly(t: Trial, k: int) -> Suspects:
     """A convolution somewhere whose kernel is not rotated, or whose dx or dw is shifted along any of its axes."""
     for name, chosen in _sites(t):
         rank = max(t.laboratory.convolutions[n].rank for n in chosen)
@@ -129,9 +148,10 @@ def _transposed_wrongly(t: Trial, i: int, k: int) -> Suspects:
             axes = _axes([a for a, flip in enumerate(flips) if flip])
             yield (
                 f"The gradient in the input {name}is what the kernel flipped along spatial {axes} gives: {_UNTURNED}",
-                t.laboratory.gradient(t.gs[k], told)[0][i],
+                t.laboratory.gradient(t.gs[k], told)[0],
             )
-        for by in itertools.product((0, 1, -1), repeat=rank):
+        few = len(t.laboratory.convolutions) == 1 or not t.yardstick.large
+        for by in itertools.product((0, 1, -1), repeat=rank if few else 0):
             if not any(by):
                 continue
             for which, text, unit in (("dx", "gradient in the input", "entry"), ("dw", "kernel's gradient", "tap")):
@@ -141,54 +161,49 @@ def _transposed_wrongly(t: Trial, i: int, k: int) -> Suspects:
                     shifts = tuple(b * d if which == "dw" and d % e == 0 else b for b, d, e in step)
                     told[n] = c.right._replace(**{which: shifts})
                 along = " and ".join(f"{n:+d} {unit} along spatial axis {a}" for a, n in enumerate(by) if n)
-                yield f"The {text} {name}is shifted by {along}.", t.laboratory.gradient(t.gs[k], told)[0][i]
+                yield f"The {text} {name}is shifted by {along}.", t.laboratory.gradient(t.gs[k], told)[0]
 
 
 def _sites(t: Trial) -> list[tuple[str, tuple[int, ...]]]:
-    """Where a mistake may be: in all convolutions, or in one."""
+    """Where a mistake may be: in one convolution, or in all."""
     count = len(t.laboratory.convolutions)
     if count <= 1:
         return [("", (n,)) for n in range(count)]
     single = range(count if count <= _CONVOLUTIONS else 0)
     each = [(f"of convolution {n} of {count} ", (n,)) for n in single]
-    return [(f"of all {count} convolutions ", tuple(range(count))), *each]
+    return [*each, (f"of all {count} convolutions ", tuple(range(count)))]
 
 
-def _summed_wrongly(t: Trial, want: np.ndarray, k: int) -> Suspects:
-    """What a bias's gradient is if δ is summed over other axes, over more, or not over all that it should be."""
-    squeezed = [n for n in want.shape if n > 1]
-    for delta in t.laboratory.gradient(t.gs[k])[1]:
-        every = range(delta.ndim)
-        for kept in itertools.combinations(every, len(squeezed)):
-            axes = tuple(a for a in every if a not in kept)
+def _summed_wrongly(t: Trial, w: Wrong) -> str:
+    """Whether a bias's gradient is δ summed over other axes, over more, or not over all that it should be; or ""."""
+    squeezed = [n for n in w.want.shape if n > 1]
+    for delta in t.laboratory.gradient(t.gs[w.k])[1]:
+        for kept in itertools.combinations(range(delta.ndim), len(squeezed)):
+            axes = tuple(a for a in range(delta.ndim) if a not in kept)
             if [delta.shape[a] for a in kept] != squeezed or not axes:
                 continue
-            if not np.allclose(delta.sum(axes).reshape(want.shape), want, rtol=1e-9, atol=1e-9 * np.abs(want).max()):
-                continue
-            yield from _sums(delta, axes, want.shape, squeezed)
-            return
+            if np.allclose(delta.sum(axes).reshape(w.want.shape), w.want, rtol=1e-9, atol=1e-9 * np.abs(w.want).max()):
+                sums = ((name, a.reshape(w.want.shape)) for name, a in _sums(delta, axes))
+                return next((name for name, a in sums if (np.abs(a - w.got) <= w.bound).all()), "")
+    return ""
 
 
-def _sums(delta: np.ndarray, right: tuple[int, ...], shape: tuple[int, ...], squeezed: Sequence[int]) -> Suspects:
-    every = range(delta.ndim)
-    should = f"δ should be summed over {_axes(right)}"
+def _sums(delta: np.ndarray, right: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """Wrong sums of δ that have as many entries as the right one."""
+    should, kept = f"δ should be summed over {_axes(right)}", delta.sum(right).shape
     for count in range(1, delta.ndim + 1):
-        for axes in itertools.combinations(every, count):
-            sums = delta.sum(axes)
-            if axes != right and list(sums.shape) == list(squeezed):
-                yield f"{should}, but is over {_axes(axes)}.", sums.reshape(shape)
-            if set(axes) > set(right):
-                sums = delta.sum(axes, keepdims=True).sum(right)  # what is summed too much is the same at all entries
+        for axes in itertools.combinations(range(delta.ndim), count):
+            if axes != right and delta.sum(axes).shape == kept:
+                yield f"{should}, but is over {_axes(axes)}.", delta.sum(axes)
+            if set(axes) > set(right):  # what is summed too much is the same at all entries
                 yield (
                     f"{should}, but is over {_axes(axes)}.",
-                    np.broadcast_to(sums, delta.sum(right).shape).reshape(shape),
+                    np.zeros(kept) + delta.sum(axes, keepdims=True).sum(right),
                 )
-            if set(axes) < set(right) or axes == right:
-                for name, at in (("first", 0), ("last", -1)):
-                    part = delta.take([at], axes[0])
-                    for axis in axes[1:]:
-                        part = part.take([at], axis)
-                    yield f"{should}, but along {_axes(axes)} only the {name} is taken.", part.sum(right).reshape(shape)
+            if set(axes) <= set(right):
+                for name, at in (("first", slice(1)), ("last", slice(-1, None))):
+                    part = delta[tuple(at if axis in axes else slice(None) for axis in range(delta.ndim))]
+                    yield f"{should}, but along {_axes(axes)} only the {name} is taken.", part.sum(right)
 
 
 def _axes(axes: Sequence[int]) -> str:
