@@ -220,10 +220,11 @@ def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Pr
     except TypeError as error:
         if not given.held or "Error interpreting argument" not in str(error):
             raise
-        listed = ", ".join(f"{path} ({type(leaf).__name__})" for path, leaf in given.held.items())
+        listed = [f"{path} ({type(leaf).__name__})" for path, leaf in given.held.items()]
+        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
         raise TypeError(
-            f"{function}: f takes nothing but arrays, as jax.jit makes it, and not {listed}. Give what it was made of, "
-            f"which {function} compiles itself."
+            f"{function}: f takes nothing but arrays, as jax.jit makes it, and not {', '.join(listed[:3])}{more}. Give "
+            f"what it was made of, for {function} compiles it itself; or, of an Equinox module, eqx.filter_jit of that."
         ) from error
     return Program(closed, given.arrays, given.paths, given.held, call, result)
 

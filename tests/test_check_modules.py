@@ -157,14 +157,15 @@ def test_a_modules_examples_have_norms(library: str) -> None:
     np.testing.assert_allclose(jaxconv.per_example_grad_norms(loss, model, batch), want, rtol=1e-5)
 
 
-def test_what_an_nnx_module_shares_is_one_parameter() -> None:
+def test_what_an_nnx_module_shares_is_one_parameter_and_its_state_none() -> None:
     class Tied(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
             self.first = nnx.Linear(3, 3, rngs=rngs)
             self.second = self.first
+            self.mean = nnx.BatchStat(jnp.ones(3))
 
     def loss(model: Any, x: Any) -> Any:
-        return (model.second(jnp.tanh(model.first(x))) ** 2).sum()
+        return (model.second(jnp.tanh(model.first(x))) ** 2 * model.mean[...]).sum()
 
     model, batch = Tied(nnx.Rngs(0)), normal(4, 3)
     want = [optax.tree.norm(jax.tree.leaves(nnx.grad(loss)(model, x))) for x in batch]
@@ -311,6 +312,14 @@ def test_a_compiled_function_of_what_is_no_array_is_named() -> None:
         TypeError, match=r"check: f takes nothing but arrays, .* not mode \(str\)\. Give what it was made"
     ):
         jaxconv.check(jax.jit(lambda x, mode: x), normal(3), "same")
+
+
+def test_a_module_that_changes_is_an_argument() -> None:
+    model, loss, _ = flax_nnx(jnp.tanh)
+    with pytest.raises(
+        ValueError, match=r"Cannot mutate BatchStat .* Hand the module over: check\(f, model, \.\.\.\)\.$"
+    ):
+        jaxconv.check(lambda x: loss(model, x), normal(6, 6, 1))
 
 
 def test_no_message_has_an_address() -> None:

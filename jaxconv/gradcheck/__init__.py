@@ -75,9 +75,10 @@ def check(
     tolerance has a slope of its own, not that of its solution: give it a reference.
 
     Args:
-      f: a function of pytrees of arrays to a pytree of arrays. Its floating arguments are differentiated, integers
-        are held. Whatever is not an array is bound by a closure. It is traced and run many times, so no side effects.
-      args: where to differentiate. All finite; any shape, empty included.
+      f: a function of pytrees to a pytree. It is traced and run many times, so no side effects.
+      args: where to differentiate: arrays of any shape, empty included, dicts of them, modules of Equinox or Flax.
+        Floating arrays, all finite, are differentiated. What else there is, is held: integers, keys, functions, words,
+        numbers of Python that are integers, booleans, or attributes of a module.
       reference: a plain function that computes what f should: it, instead of f's own forward computation, is
         differentiated automatically and in float64. Hand-written rules inside it are removed too.
       order: 2 examines the gradient of the gradient as well, in all arguments and the cotangent.
@@ -92,7 +93,8 @@ def check(
 
     Raises:
       TypeError: f has no floating argument or no floating result, has side effects, or cannot be differentiated even
-        without its rules.
+        without its rules; or an argument is an object that is no pytree and has arrays: the message says how to hand
+        them over.
       ValueError: f(*args) fails, overflows or is NaN, an argument is not finite, or an option has no meaning.
       MemoryError: the float64 gradient would not fit.
 

@@ -28,7 +28,13 @@ _SUMS = 32
 
 
 class Mistake(NamedTuple):
-    """What the transposes of one convolution do wrong, per spatial axis; nothing, if all is 0."""
+    """What the transposes of one convolution do wrong, per spatial axis; nothing, if all is 0.
+
+    Attributes:
+      flips: whether the kernel that δ meets is flipped.
+      dx: by how much the gradient in x is shifted, along the axis that the kernel moves on (x dilated).
+      dw: by how much x is, when the kernel's gradient is taken from it.
+    """
 
     flips: tuple[int, ...]
     dx: tuple[int, ...]
@@ -49,7 +55,7 @@ class Convolution(NamedTuple):
     @classmethod
     def of(cls, params: dict[str, Any]) -> Convolution:
         lopsided = [abs(lo - hi) for lo, hi in params["padding"]]
-        return cls(params, max(1, *params["rhs_dilation"], *lopsided))
+        return cls(params, max(*params["lhs_dilation"], *params["rhs_dilation"], *lopsided))
 
     @property
     def rank(self) -> int:
@@ -60,39 +66,43 @@ class Convolution(NamedTuple):
         nothing = (0,) * self.rank
         return Mistake(nothing, nothing, nothing)
 
-    def __call__(self, x: Any, w: Any, inset: int = 0) -> Any:
-        """conv(x, w), where x has `inset` more entries at each end than the program's."""
-        p = self.params
-        pads = [(lo - inset * d, hi - inset * d) for (lo, hi), d in zip(p["padding"], p["lhs_dilation"], strict=True)]
-        names = ("lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "batch_group_count")
-        return lax.conv_general_dilated(x, w, p["window_strides"], pads, **{name: p[name] for name in names})
-
     def mistaken(self, x: Any, w: Any, mistake: Any) -> Any:
         """conv(x, w), whose gradient makes a mistake."""
-        axes = self.params["dimension_numbers"].lhs_spec[2:]
+        p, reach = self.params, self.reach
+        spec = p["dimension_numbers"]
+        axes, rank = spec.lhs_spec[2:], range(x.ndim)
+        interior = {axis: d - 1 for axis, d in zip(axes, p["lhs_dilation"], strict=True)}
 
-        def widened(x: Any, by: int) -> Any:
-            return jnp.pad(x, [(by if axis in axes else 0,) * 2 for axis in range(x.ndim)])
+        def widened(x: Any, by: int, dilated: bool) -> Any:
+            """x dilated, if it is not, and with more entries around it."""
+            edges = [(by, by, 0 if dilated else interior[a]) if a in axes else (0, 0, 0) for a in rank]
+            return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
-        def shifted(x: Any, by: Any, shape: tuple[int, ...]) -> Any:
-            """The middle of x, moved by so many entries."""
-            starts = [self.reach - by[axes.index(axis)] if axis in axes else 0 for axis in range(x.ndim)]
-            return lax.dynamic_slice(x, starts, shape)
+        def moved(x: Any, by: Any, shape: tuple[int, ...]) -> Any:
+            """The middle of x, shifted by so many entries."""
+            return lax.dynamic_slice(x, [reach - by[axes.index(a)] if a in axes else 0 for a in rank], shape)
+
+        def plain(x: Any, w: Any, widened: bool = False) -> Any:
+            pads = [(lo - reach * widened, hi - reach * widened) for lo, hi in p["padding"]]
+            dilation = (1,) * self.rank if widened else p["lhs_dilation"]
+            groups = p["feature_group_count"], p["batch_group_count"]
+            return lax.conv_general_dilated(x, w, p["window_strides"], pads, dilation, p["rhs_dilation"], spec, *groups)
 
         @jax.custom_vjp
         def conv(x: Any, w: Any, mistake: Any) -> Any:
-            return self(x, w)
+            return plain(x, w)
 
         def backward(kept: Any, g: Any) -> Any:
             x, w, (flips, dx, dw) = kept
             kernel = w
-            for flip, axis in zip(flips, self.params["dimension_numbers"].rhs_spec[2:], strict=True):
+            for flip, axis in zip(flips, spec.rhs_spec[2:], strict=True):
                 kernel = jnp.where(flip, jnp.flip(kernel, axis), kernel)
-            beyond = widened(x, self.reach)
-            (to_x,) = jax.vjp(lambda x: self(x, kernel, self.reach), beyond)[1](g)
-            moved = shifted(widened(x, 2 * self.reach), dw, beyond.shape)
-            (to_w,) = jax.vjp(lambda w: self(moved, w, self.reach), w)[1](g)
-            return shifted(to_x, dx, x.shape), to_w, None
+            beyond, dilated = widened(x, reach, False), widened(x, 0, False)
+            (to_x,) = jax.vjp(lambda x: plain(x, kernel, True), beyond)[1](g)
+            to_x = moved(to_x, dx, dilated.shape)[tuple(slice(None, None, interior.get(a, 0) + 1) for a in rank)]
+            read = moved(widened(beyond, reach, True), dw, beyond.shape)
+            (to_w,) = jax.vjp(lambda w: plain(read, w, True), w)[1](g)
+            return to_x, to_w, None
 
         conv.defvjp(lambda *operands: (conv(*operands), operands), backward)
         return conv(x, w, mistake)

@@ -154,7 +154,10 @@ def _traced(function: str, name: str, f: Callable[..., Any], args: tuple[Any, ..
     except Exception as error:
         if str(error).startswith(f"{function}: "):
             raise
-        raise ValueError(f"{function}: {name} fails on these arguments. {said(error)}") from error
+        again = (
+            f" Hand the module over: {function}(f, model, ...)." if type(error).__name__ == "TraceContextError" else ""
+        )
+        raise ValueError(f"{function}: {name} fails on these arguments. {said(error)}{again}") from error
 
 
 def _shapes(program: Program) -> str:

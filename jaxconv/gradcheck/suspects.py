@@ -121,7 +121,7 @@ def _lopsided(t: Trial, k: int) -> Suspects:
             sentence = (
                 f"The {which} {name}is that of the padding {_pairs([p[::-1] for p in padding])}, not {_pairs(padding)}"
             )
-            if max(abs(lo - hi) for lo, hi in padding) == 1:
+            if {hi - lo for lo, hi in padding} <= {0, 1}:
                 sentence += ": under SAME, an even size is not padded symmetrically, but with one more at the end"
             told = {n: m for n, m in mistakes.items() if m is not None}
             yield f"{sentence}.", t.laboratory.gradient(t.gs[k], told)[0]
@@ -129,13 +129,8 @@ def _lopsided(t: Trial, k: int) -> Suspects:
 
 def _exchanged(conv: Convolution, which: str) -> Mistake | None:
     """What follows for dx or dw if lo and hi are exchanged, if they differ."""
-    p, shifts = conv.params, []
-    for (lo, hi), dilation in zip(p["padding"], p["lhs_dilation"], strict=True):
-        by = lo - hi if which == "dx" else hi - lo
-        if by % dilation:
-            return None
-        shifts.append(by // dilation)
-    return conv.right._replace(**{which: tuple(shifts)}) if any(shifts) else None
+    shifts = tuple(lo - hi if which == "dx" else hi - lo for lo, hi in conv.params["padding"])
+    return conv.right._replace(**{which: shifts}) if any(shifts) else None
 
 
 def _transposed_wrongly(t: Trial, k: int) -> Suspects:
@@ -154,23 +149,25 @@ def _transposed_wrongly(t: Trial, k: int) -> Suspects:
         for by in itertools.product((0, 1, -1), repeat=rank if few else 0):
             if not any(by):
                 continue
-            for which, text, unit in (("dx", "gradient in the input", "entry"), ("dw", "kernel's gradient", "tap")):
+            for which, text, unit, dilation in (
+                ("dx", "gradient in the input", "entry", "lhs_dilation"),
+                ("dw", "kernel's gradient", "tap", "rhs_dilation"),
+            ):
                 told = {}
                 for n, c in convolutions.items():
-                    step = zip(by, c.params["rhs_dilation"], c.params["lhs_dilation"], strict=True)
-                    shifts = tuple(b * d if which == "dw" and d % e == 0 else b for b, d, e in step)
+                    shifts = tuple(b * d for b, d in zip(by, c.params[dilation], strict=True))
                     told[n] = c.right._replace(**{which: shifts})
                 along = " and ".join(f"{n:+d} {unit} along spatial axis {a}" for a, n in enumerate(by) if n)
                 yield f"The {text} {name}is shifted by {along}.", t.laboratory.gradient(t.gs[k], told)[0]
 
 
 def _sites(t: Trial) -> list[tuple[str, tuple[int, ...]]]:
-    """Where a mistake may be: in one convolution, or in all."""
+    """Where a mistake may be: in one convolution, counted along the forward pass, or in all."""
     count = len(t.laboratory.convolutions)
     if count <= 1:
         return [("", (n,)) for n in range(count)]
     single = range(count if count <= _CONVOLUTIONS else 0)
-    each = [(f"of convolution {n} of {count} ", (n,)) for n in single]
+    each = [(f"of convolution {n + 1} of {count} ", (n,)) for n in single]
     return [*each, (f"of all {count} convolutions ", tuple(range(count)))]
 
 
