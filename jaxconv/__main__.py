@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("function", metavar="path.py:function")
     check.add_argument("--order", type=int, default=1, choices=(1, 2), help="2: the gradient's gradient as well")
     check.add_argument("--skip", nargs="*", default=[], metavar="KIND", help="kinds of evidence to leave out")
+    check.add_argument(
+        "--cuts",
+        nargs="*",
+        metavar="NAME",
+        help="arguments that stop_gradient cuts off on purpose; all, if none is named",
+    )
     compare = command("compare", _compare, help="which gradient is faster?", epilog=CONVENTION)
     compare.add_argument(
         "function",
@@ -116,9 +122,16 @@ def _check(options: Any) -> int:
     _can_write(options.json)
     function, args, reference = _load(options.function)
     report = jaxconv.check(
-        function, *args, reference=reference, order=options.order, seed=options.seed, skip=options.skip
+        function,
+        *args,
+        reference=reference,
+        order=options.order,
+        seed=options.seed,
+        skip=options.skip,
+        cuts=True if options.cuts == [] else options.cuts or (),
     )
-    return _report(report, options)
+    _report(report, options)
+    return {"right": 0, "wrong": 1, "undecided": 2}[report.verdict]
 
 
 def _compare(options: Any) -> int:
@@ -130,16 +143,15 @@ def _compare(options: Any) -> int:
     report = jaxconv.compare(
         function if len(loaded) == 1 else contestants, *args, seconds=options.seconds, seed=options.seed
     )
-    status = _report(report, options)
+    _report(report, options)
     if options.png:
         report.figure(options.png)
-    return status
+    return 0 if report.ok else 1
 
 
-def _report(report: Any, options: Any) -> int:
+def _report(report: Any, options: Any) -> None:
     print(report)
     _write_json(report, options.json)
-    return 0 if report.ok else 1
 
 
 def _write_json(report: Any, path: Path | None) -> None:

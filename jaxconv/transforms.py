@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from jax.extend.core import primitives as known
 from jaxconv import primitives
 
 # Equations that carry a rule, and where they keep the computation it is about.
-_RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
+RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
 # Equations that call a program once, and where they keep it.
 _CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 # Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
@@ -262,15 +262,21 @@ def _named(path: Sequence[Any], names: Sequence[str]) -> str:
 
 def has_rules(jaxpr: Jaxpr) -> bool:
     """Whether an equation here, or in a program within, carries a hand-written rule."""
-    return contains(jaxpr, lambda eqn: eqn.primitive.name in _RULED or eqn.primitive in primitives.PLAIN)
+    return contains(jaxpr, lambda eqn: eqn.primitive.name in RULED or eqn.primitive in primitives.PLAIN)
 
 
 def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
     """Whether an equation here, or in a program within, is wanted."""
-    return any(
-        wanted(eqn) or any(contains(inner, wanted) for value in eqn.params.values() for inner in _programs(value))
-        for eqn in jaxpr.eqns
-    )
+    return any(map(wanted, equations(jaxpr)))
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation here and in the programs within."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in _programs(value):
+                yield from equations(inner)
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
@@ -318,15 +324,15 @@ def interpret(
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
-    carried = functools.partial(_carried, floats=floats)
-    return interpret(jaxpr, [*map(carried, consts)], operands, functools.partial(_evaluate, floats=floats), carried)
+    as_floats = functools.partial(carried, floats=floats)
+    return interpret(jaxpr, [*map(as_floats, consts)], operands, functools.partial(evaluate, floats=floats), as_floats)
 
 
-def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
+def evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
     """One equation's results, its rule removed and its floats carried in `floats`, if given."""
     name, params = eqn.primitive.name, eqn.params
-    if name in _RULED:
-        inner = params[_RULED[name]]
+    if name in RULED:
+        inner = params[RULED[name]]
         return _run(inner.jaxpr, inner.consts, operands, floats)
     if eqn.primitive in primitives.PLAIN:
         return [primitives.PLAIN[eqn.primitive](*operands, **_carried_params(params, floats))]
@@ -353,7 +359,7 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
         return operands
     if name in _OPAQUE:
         return _at_own_precision(eqn, operands, floats)
-    return [_carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
+    return [carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
 
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
@@ -365,7 +371,7 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list
 def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
     avals: list[Any] = [v.aval for v in eqn.invars]
     own = [x if jax.typeof(x).dtype == a.dtype else x.astype(a.dtype) for x, a in zip(operands, avals, strict=True)]
-    return [_carried(y, floats) for y in bind(eqn, own, eqn.params)]
+    return [carried(y, floats) for y in bind(eqn, own, eqn.params)]
 
 
 # Precision
@@ -380,7 +386,7 @@ def _carried_dtype(dtype: Any, floats: Any) -> Any:
     return np.dtype(floats)
 
 
-def _carried(x: Any, floats: Any) -> Any:
+def carried(x: Any, floats: Any) -> Any:
     """A value at the precision that floats are carried in."""
     own = jax.typeof(x).dtype
     dtype = _carried_dtype(own, floats)

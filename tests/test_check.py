@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,7 @@ def test_a_right_gradient_passes_every_kind() -> None:
     report = jaxconv.check(layer, x, w, b)
     report.raise_if_failed()
     assert [e.name for e in report.evidence] == list(KINDS)
-    assert all(e.verdict == "ok" for e in report.evidence)
+    assert all(e.verdict == "ok" for e in report.evidence if e.name != "ties"), "a convolution has no ties"
     assert all(e.ratio <= 1 for e in report.evidence if not np.isnan(e.ratio))
     assert report["automatic"].ratio > 0, "float32 rounds, and the report says by how much"
     assert report.arguments == ("x float32[2, 6, 5, 3]", "w float32[3, 3, 3, 2]", "b float32[2]")
@@ -122,7 +123,7 @@ AWKWARD: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "foreign code": (called_back, ([1.0, 2.0],)),
     "a donated argument": (jax.jit(jnp.sin, donate_argnums=0), ([1.0, 2.0],)),
     "a large mean": (lambda x: jaxconv.layer_norm(x + 1000), (range(8),)),
-    "a saturated tanh": (jaxconv.tanh, ([9.0, 15.0, 30.0, -40.0],)),
+    "a saturated tanh": (jaxconv.tanh, ([0.5, 9.0, 15.0, 30.0, -40.0],)),
 }
 
 
@@ -136,16 +137,10 @@ def test_a_key_may_be_an_argument() -> None:
     assert jaxconv.check(lambda key, x: x * jax.random.normal(key, x.shape), jax.random.key(0), normal(4), skip=FAST).ok
 
 
-def test_jax_itself_may_be_wrong() -> None:
-    """The derivative of x·tanh(x) is ±1 far out. JAX 0.10's sum of large terms that cancel says 0 on the left."""
-
-    def f(x: Any) -> Any:
-        return jnp.tanh(x) * x
-
-    x = jnp.array([-1e18, 2e18])
-    right = np.allclose(jax.grad(lambda x: f(x).sum())(x), [-1, 1])
-    report = jaxconv.check(f, x, skip=FAST)
-    assert report["automatic"].verdict == "ok" and report["differences"].verdict == ("ok" if right else "wrong")
+def test_a_formula_without_a_digit_is_said_to_have_none() -> None:
+    """The derivative of x·tanh(x) is ±1 far out. JAX 0.10's sum of terms of 1e18 that cancel says 0 on the left."""
+    report = jaxconv.check(lambda x: jnp.tanh(x) * x, jnp.array([-1e18]), skip=FAST)
+    assert report.verdict == "undecided" and "x might as well be 0" in report["automatic"].about
 
 
 # What is wrong, and the hint
@@ -354,11 +349,13 @@ def test_stopped_gradients_are_not_differences() -> None:
     def through(x: Any) -> Any:
         return x + lax.stop_gradient(jnp.round(x) - x) + lax.stop_gradient(x) ** 2
 
-    report = jaxconv.check(through, normal(6), skip=FAST)
+    report = jaxconv.check(through, normal(6), skip=FAST, cuts=["x"])
     assert report.ok and report["differences"].verdict == "skipped" and "stop_gradient" in report["differences"].about
     assert not jaxconv.check(lambda x: ruled(jnp.sin, lambda d: (2 * d,))(through(x)), normal(6), skip=FAST).ok
     state = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
-    assert jaxconv.check(lambda x: jaxconv.batch_norm(x, None, None, state, train=True), normal(5, 2), skip=FAST).ok
+    layer = functools.partial(jaxconv.batch_norm, scale=None, bias=None, state=state, train=True)
+    assert jaxconv.check(lambda x: layer(x), normal(5, 2), skip=FAST, cuts=True).ok
+    assert jaxconv.check(lambda x: layer(x)[0], normal(5, 2), skip=FAST).ok
 
 
 # What cannot be judged

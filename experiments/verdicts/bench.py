@@ -33,7 +33,7 @@ def verdicts(task: tuple[str, str, bool]) -> list[Verdict]:
         for judge, ask in JUDGES.items():
             start = time.perf_counter()
             try:
-                accepted: bool | None = bool(ask(case, dtype))
+                accepted = ask(case, dtype)
             except Exception as error:
                 print(f"{judge} on {name}, {dtype}: {type(error).__name__}: {str(error)[:200]}")
                 accepted = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxconv.gradcheck import evidence
 from jaxconv.gradcheck.differences import differences
-from jaxconv.gradcheck.evidence import Trial
+from jaxconv.gradcheck.exercise import ties, untried
 from jaxconv.gradcheck.problem import (
     Problem,
     WrongRule,
@@ -26,6 +27,7 @@ from jaxconv.gradcheck.problem import (
     said,
 )
 from jaxconv.gradcheck.report import Argument, Evidence, Finding, Report
+from jaxconv.gradcheck.trial import Trial
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large
 
 __all__ = ["KINDS", "Argument", "Evidence", "Finding", "Report", "check"]
@@ -38,6 +40,7 @@ KINDS: dict[str, Callable[[Trial], Evidence]] = {
     "differences": differences,
     "linearity": evidence.linearity,
     "zeros": evidence.zeros,
+    "ties": ties,
     "vmap": evidence.vmap,
     "jit": evidence.eager,
     "determinism": evidence.determinism,
@@ -51,8 +54,9 @@ def check(
     order: int = 1,
     seed: int = 0,
     skip: Sequence[str] = (),
+    cuts: Collection[str] | bool = (),
 ) -> Report:
-    """Whether f's gradient at `args` is right, on evidence of ten kinds. Any JAX function, with or without rules.
+    """Whether f's gradient at `args` is right, on evidence of eleven kinds. Any JAX function, with or without rules.
 
     | evidence | what it compares |
     |---|---|
@@ -63,16 +67,23 @@ def check(
     | differences | the slope of f in float64 along random directions, along x + t and (1 + t)·x, and at coordinates |
     | linearity | B(g₁ + g₂) with B(g₁) + B(g₂), and B(−2g) with −2B(g), B the backward pass |
     | zeros | B(0) with 0; each result and each argument differentiated alone with all at once |
+    | ties | slopes at arguments rounded to a few values: who share a tie receive together what one of them would |
     | vmap | vmap(grad) with grad of each example; grad(vmap) with the sum of vmap(grad) |
     | jit | compiled with eager |
     | determinism | two runs, bit by bit |
 
-    No tolerance is set by hand. An entry may err sixteen times as much as automatic differentiation itself errs at
-    the function's own precision, as measured against float64 (`gradcheck/yardstick.py` derives it), so that a bfloat16
-    rule is held to what bfloat16 can do and a float64 one to what float64 can. Where the gradient jumps, as at ReLU's
-    zero or a tie of a max pool, any convention has a point: the verdict is "kink" and names it, and is no failure.
-    Entries far smaller than the array's median (by eps) are below what the bound can tell. A solver that stops at a
-    tolerance has a slope of its own, not that of its solution: give it a reference.
+    No tolerance is set by hand. How far rounding may take an entry is a property of the computation at this point: it
+    is measured by running automatic differentiation with noise in place of each rounding, and calibrated by what
+    automatic differentiation errs by on this machine (`gradcheck/yardstick.py` derives it), so that a bfloat16 rule is
+    held to what bfloat16 can do and a float64 one to what float64 can. Where the gradient jumps, as at ReLU's zero or a
+    tie of a max pool, any convention has a point: the verdict is "kink" and names it, and is no failure. Entries far
+    smaller than their array's rounding are below what the bound can tell. A solver that stops at a tolerance has a
+    slope of its own, not that of its solution: give it a reference.
+
+    "Right" needs evidence. Where a wrong gradient would have passed as well, the verdict is "undecided": a float16 norm
+    that overflows inside, an argument whose gradient rounding hides, a gradient that `stop_gradient` cuts off from the
+    slope (which may be meant, as in a straight-through estimator: then say `cuts`). The report says for each argument
+    how small an error it could have seen, and what was not put to the test.
 
     Args:
       f: a function of pytrees to a pytree. It is traced and run many times, so no side effects.
@@ -84,6 +95,8 @@ def check(
       order: 2 examines the gradient of the gradient as well, in all arguments and the cotangent.
       seed: of the cotangents, directions and coordinates.
       skip: kinds of evidence to leave out.
+      cuts: the arguments (by the names that the report gives them) whose gradient is meant not to be the slope, or True
+        for all.
 
     Returns:
       A `Report`: `.ok`, `.raise_if_failed()`, `.to_dict()`, `report["adjoint"]`, and a table when printed. What is
@@ -120,11 +133,18 @@ def check(
     if set(skip) >= set(KINDS):
         raise ValueError("check: skip leaves no evidence.")
     p = prepare("check", f, args, reference)
+    if isinstance(cuts, str):
+        raise ValueError(f"check: cuts must be a list of names, but is {cuts!r}. Say cuts=[{cuts!r}].")
+    meant = p.paths if cuts is True else cuts or ()
+    if unknown := [name for name in meant if name not in p.paths]:
+        raise ValueError(
+            f"check: cuts must name arguments, but {', '.join(unknown)} is not one of {', '.join(p.paths)}."
+        )
     with examination("check", p.name):
-        return _examine(p, order, seed, skip)
+        return _examine(p, order, seed, skip, meant)
 
 
-def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
+def _examine(p: Problem, order: int, seed: int, skip: Sequence[str], cuts: Collection[str]) -> Report:
     report = Report(p.name, p.arguments, sizes={path: x.size for path, x in zip(p.paths, p.xs, strict=True)})
     rng = np.random.default_rng(seed)
     try:
@@ -135,7 +155,9 @@ def _examine(p: Problem, order: int, seed: int, skip: Sequence[str]) -> Report:
     where = finite("check", p)
     t = Trial(p, Yardstick(p, rng, where, reverse), rng)
     overflow("check", p, where, t.yardstick.truth[0][0])
-    report = report.with_evidence(*(ask(t) for name, ask in KINDS.items() if name not in skip))
+    kinds = KINDS | {"differences": functools.partial(differences, cuts=cuts)}
+    report = report.with_evidence(*(ask(t) for name, ask in kinds.items() if name not in skip))
+    report = replace(report, resolution=t.resolution, untried=tuple(untried(t, report.evidence)))
     return report if order == 1 else report.with_evidence(_second_order(p, t.gs[0], rng))
 
 
@@ -156,6 +178,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in p.xs],
         p.stopped,
         p.opaque,
+        p.jaxpr,
     )
     try:
         reverse = differentiable("check", gradients)
@@ -164,7 +187,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
     t = Trial(gradients, Yardstick(gradients, rng, finite("check", gradients), reverse), rng)
     found = [evidence.truth(t), differences(t)]
     verdicts = [e.verdict for e in found]
-    verdict = next(v for v in ("wrong", "kink", "ok", "skipped") if v in verdicts)
+    verdict = next(v for v in ("wrong", "undecided", "kink", "ok", "skipped") if v in verdicts)
     findings = tuple(f for e in found if e.verdict == verdict for f in e.findings)
     about = "the gradient's gradient, entry by entry and by differences"
     return Evidence("second order", verdict, about, max(e.ratio for e in found), findings)

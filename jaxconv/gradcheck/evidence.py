@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,113 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck import suspects
-from jaxconv.gradcheck.laboratory import Laboratory
-from jaxconv.gradcheck.problem import Problem, gradient, said, wide
+from jaxconv.gradcheck.problem import gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
-from jaxconv.gradcheck.where import where as place
-from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, in_float64, inner, least, ratios, size
+from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
+from jaxconv.gradcheck.yardstick import in_float64, inner, known, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
-# More arguments than this are examined together, and a sample of them one by one.
-_MANY = 6
-
-
-class Trial:
-    """One function under examination: what is compiled once and used by several kinds of evidence."""
-
-    def __init__(self, problem: Problem, yardstick: Yardstick, rng: np.random.Generator) -> None:
-        self.problem, self.yardstick, self.rng = problem, yardstick, rng
-        self.compiled = jax.jit(gradient(problem.f))
-        self.xs, self.gs = problem.xs, yardstick.gs
-        self.suspects: set[tuple[int, tuple[int, ...]]] = set()
-
-    @functools.cached_property
-    def laboratory(self) -> Laboratory:
-        """The function with a backward pass that can be told to make mistakes, to find the one that was made."""
-        return Laboratory(self.problem)
-
-    def gradient(self, gs: Sequence[Any], xs: Any = None) -> Arrays:
-        return list(map(np.asarray, self.compiled(list(xs or self.xs), list(gs))[1]))
-
-    def few(self) -> list[int]:
-        """Which arguments are examined one by one."""
-        count = len(self.xs)
-        return list(range(count)) if count <= _MANY else sorted(self.rng.choice(count, _MANY, replace=False))
-
-    def judge(
-        self,
-        name: str,
-        about: str,
-        comparisons: Sequence[tuple[Sequence[Any], Sequence[np.ndarray], Sequence[np.ndarray]]],
-        at: Callable[[int], tuple[Any, Any]],
-        hints: bool = False,
-    ) -> Evidence:
-        """Compare gradients (got, wanted, bounds) entry by entry; `at` says where the k-th was taken."""
-        worst = 0.0
-        findings: dict[int, Finding] = {}
-        kinks: dict[int, Finding] = {}
-        shown: dict[int, suspects.Wrong] = {}
-        tied: dict[int, suspects.Wrong] = {}
-        masks: dict[tuple[int, bool], np.ndarray] = {}
-        for k, (got, want, bounds) in enumerate(comparisons):
-            jumps: Any = None
-            for i, (a, w, b) in enumerate(zip(map(wide, got), want, bounds, strict=True)):
-                ratio = ratios(a, w, b, self.xs[i].dtype)
-                if not ratio.max(initial=0) > 1:
-                    worst = max(worst, ratio.max(initial=0))
-                    continue
-                jumps = jumps or self.yardstick.kinks(*at(k), self.rng)
-                kink = (ratio > 1) & at_kink(a, w, jumps[i])
-                for where, out in ((kink, kinks), (~kink, findings)):
-                    chosen = np.where(where, ratio, 0)
-                    masks[i, out is kinks] = masks.get((i, out is kinks), False) | (chosen > 1)
-                    if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
-                        index = tuple(map(int, np.unravel_index(chosen.argmax(), a.shape)))
-                        jump = f"Around it, the gradient jumps by {jumps[i][index]:.6g}." if out is kinks else ""
-                        out[i] = replace(self.finding(i, index, a, w, b, jump), kink=out is kinks)
-                        self.suspects.add((i, index))
-                        (shown if out is findings else tied)[i] = suspects.Wrong(a, w, b, k)
-                worst = max(worst, np.where(kink, 0, ratio).max())
-        if hints:
-            explained = suspects.explain(self, shown)
-            findings = {i: replace(f, hint=explained[i]) for i, f in findings.items()}
-            kinks = {
-                i: replace(f, hint=f"{f.hint} {suspects.paid_twice(self, i, tied[i])}".strip())
-                for i, f in kinks.items()
-            }
-        verdict = "wrong" if findings else "kink" if kinks else "ok"
-        found = [self._located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
-        return Evidence(name, verdict, about, float(worst), tuple(found))
-
-    def _located(self, i: int, finding: Finding, mask: np.ndarray) -> Finding:
-        """A finding, and of which and how many entries it is the worst."""
-        path, count = self.problem.paths[i], int(mask.sum())
-        return replace(finding, argument=path, wrong=count, size=mask.size, place=place(mask))
-
-    def finding(self, i: int, index: tuple[int, ...], got: Any, want: Any, bound: Any, text: str) -> Finding:
-        value, expected, allowed = (float(a[index]) for a in (got, want, bound))
-        return finding_of(entry_name(self.problem.paths[i], index), value, expected, allowed, self.xs[i].dtype, text)
-
-
-def finding_of(where: str, value: float, expected: float, bound: float, dtype: Any, text: str = "") -> Finding:
-    info, ulps = jnp.finfo(dtype), math.nan
-    if bound < abs(expected) < math.inf:
-        ulp = max(2.0 ** math.floor(math.log2(abs(expected))), float(info.tiny)) * float(info.eps)
-        ulps = abs(value - expected) / ulp
-    return Finding(where, value, expected, bound, ulps, text)
-
-
-def entry_name(path: str, index: Sequence[int]) -> str:
-    return f"{path}[{', '.join(map(str, index))}]" if index else path
-
-
-def _times(arrays: Sequence[np.ndarray], factor: float) -> Arrays:
-    return [factor * a for a in arrays]
-
-
-# The kinds
 
 
 def structure(t: Trial) -> Evidence:
@@ -152,7 +52,16 @@ def forward(t: Trial) -> Evidence:
                     finding_of(where, y[index], want[index], bound[index], t.problem.ys[i].dtype, "Does f use state?")
                 )
     about = "values with and without differentiation, against float64"
+    if not findings and any(map(_hidden, exact, bounds, (y.dtype for y in t.problem.ys))):
+        about += ": rounding or overflow leaves a result without a digit"
+        return Evidence("forward", "undecided", about, float(worst))
     return Evidence("forward", "wrong" if findings else "ok", about, float(worst), tuple(findings))
+
+
+def _hidden(exact: np.ndarray, bound: np.ndarray, dtype: Any) -> bool:
+    """Whether no entry that the dtype has room for can be told from zero."""
+    there = known(exact, dtype) & (np.abs(exact) > least(dtype))
+    return bool(there.any() and (bound[there] >= np.abs(exact[there])).all())
 
 
 def truth(t: Trial) -> Evidence:
@@ -162,15 +71,41 @@ def truth(t: Trial) -> Evidence:
             "automatic", "skipped", "JAX alone has no reverse mode here: differences and the adjoint decide"
         )
     comparisons = [
-        (t.gradient(gs), dxs, t.yardstick.bounds(dxs)) for gs, (_, dxs) in zip(t.gs, t.yardstick.truth, strict=False)
+        Comparison(t.gradient(gs), dxs, [(t.xs, gs)]) for gs, (_, dxs) in zip(t.gs, t.yardstick.truth, strict=True)
     ]
-    unknown = sum(int((~np.isfinite(w)).sum()) for w in comparisons[0][1])
+    unknown = sum(int((~np.isfinite(w)).sum()) for w in comparisons[0].want)
     about = f"automatic differentiation in float64, {len(comparisons)} random cotangents"
     if unknown:
         about += f"; {unknown} entries have no finite truth"
     if uncertain := t.yardstick.uncertain():
         about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
-    return t.judge("automatic", about, comparisons, lambda k: (t.xs, t.gs[k]), hints=True)
+    entries = t.judge("automatic", about, comparisons, hints=True)
+    if entries.verdict == "wrong":
+        return entries
+    whole = [found for i in range(len(t.xs)) for found in _as_a_whole(t, i, comparisons)]
+    if whole:
+        return replace(entries, verdict="wrong", ratio=max(f.ratio for f in whole), findings=tuple(whole))
+    if hidden := [path for path, smallest in t.resolution.items() if smallest >= 1]:
+        about = f"{about}: {', '.join(hidden)} might as well be 0"
+        return replace(entries, verdict="undecided", about=about, arguments=tuple(hidden))
+    return entries
+
+
+def _as_a_whole(t: Trial, i: int, comparisons: Sequence[Comparison]) -> Iterator[Finding]:
+    """What is too small to see in any entry of an argument's gradient may be seen in all of them together."""
+    for k, comparison in enumerate(comparisons):
+        want = np.where(known(comparison.want[i], t.xs[i].dtype), comparison.want[i], 0)
+        square, off = float(np.sum(want**2)), inner(wide(comparison.got[i]) - want, want)
+        if not square or abs(off) <= t.yardstick.along_itself(i, want):
+            continue
+        jumps = float(np.sum(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i] * np.abs(want)))
+        bound = t.yardstick.along_itself(i, want, t.gs[k]) + jumps
+        if not abs(off) <= bound:
+            path, size = t.problem.paths[i], t.xs[i].size
+            where = f"all of {path}, as a multiple of what it should be,"
+            found = finding_of(where, 1 + off / square, 1.0, bound / square, t.xs[i].dtype)
+            yield replace(found, argument=path, wrong=size, size=size, place="everywhere")
+            return
 
 
 def adjoint(t: Trial) -> Evidence:
@@ -213,7 +148,7 @@ def adjoint(t: Trial) -> Evidence:
 
 def linearity(t: Trial) -> Evidence:
     """The backward pass is linear: a cotangent may be split, and scaled by −2, exactly."""
-    gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
+    gs, at = t.gs[0], [(t.xs, t.gs[0])]
     keep = [t.rng.integers(0, 2, g.shape).astype(bool) for g in gs]
     whole, some, rest, twice = (
         list(map(wide, t.gradient(g)))
@@ -224,12 +159,11 @@ def linearity(t: Trial) -> Evidence:
             [-2 * g for g in gs],
         )
     )
-    bounds = _times(t.yardstick.bounds(dxs), 2)
     comparisons = [
-        ([a + b for a, b in zip(some, rest, strict=True)], whole, bounds),
-        (twice, _times(whole, -2), _times(bounds, 2)),
+        Comparison([a + b for a, b in zip(some, rest, strict=True)], whole, at, times=2, own=True),
+        Comparison(twice, [-2 * a for a in whole], at, times=4, own=True),
     ]
-    return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons, lambda _: (t.xs, gs))
+    return t.judge("linearity", "B(g·m) + B(g·(1−m)) = B(g), B(−2g) = −2B(g)", comparisons)
 
 
 def zeros(t: Trial) -> Evidence:
@@ -237,15 +171,13 @@ def zeros(t: Trial) -> Evidence:
     gs, (_, dxs) = t.gs[0], t.yardstick.truth[0]
     nothing = [np.zeros_like(g) for g in gs]
     none = [np.where(there, 0, np.nan) for there in t.yardstick.known]
-    comparisons: list[tuple[Any, Any, Any]] = [(t.gradient(nothing), none, none)]
-    at = [nothing]
-    outputs = t.few() if len(gs) > _MANY else range(len(gs))
+    comparisons = [Comparison(t.gradient(nothing), none, [(t.xs, nothing)], times=0)]
+    outputs = t.few() if len(gs) > MANY else range(len(gs))
     for k in outputs if len(gs) > 1 else ():  # the other results' cotangents are symbolic zeros
         part = jax.jit(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
         alone = [g if i == k else np.zeros_like(g) for i, g in enumerate(gs)]
         _, exact = t.yardstick.exact(t.xs, alone)
-        comparisons.append((part, exact, t.yardstick.bounds(exact)))
-        at.append(alone)
+        comparisons.append(Comparison(part, exact, [(t.xs, alone)]))
     if len(t.xs) > 1:  # the other arguments are constants
 
         def one(i: int, xs: Any) -> Any:
@@ -257,10 +189,8 @@ def zeros(t: Trial) -> Evidence:
         few = t.few()
         parts = jax.jit(lambda xs: [one(i, xs) for i in few])(t.xs)
         got = [parts[few.index(i)] if i in few else dx for i, dx in enumerate(dxs)]
-        comparisons.append((got, dxs, t.yardstick.bounds(dxs)))
-        at.append(gs)
-    about = "zero cotangents; each result, and each argument, differentiated alone"
-    return t.judge("zeros", about, comparisons, lambda k: (t.xs, at[k]))
+        comparisons.append(Comparison(got, dxs, [(t.xs, gs)]))
+    return t.judge("zeros", "zero cotangents; each result, and each argument, differentiated alone", comparisons)
 
 
 def vmap(t: Trial) -> Evidence:
@@ -280,28 +210,26 @@ def vmap(t: Trial) -> Evidence:
         got = jax.jit(gradient(batched))(shared, cotangents)[1] if shared else []
     except Exception as error:
         return Evidence("vmap", "skipped", f"f has no vmap: {said(error)}")
-    comparisons = []
-    for k in range(2):
-        want = list(map(wide, singly[k]))
-        comparisons.append(([np.asarray(a)[k] for a in together], want, _times(t.yardstick.bounds(want), 2)))
-    at: list[tuple[Any, Any]] = [(points[0], t.gs[0]), (points[1], t.gs[1])]
+    at = list(zip(points, t.gs, strict=False))
+    comparisons = [
+        Comparison([np.asarray(a)[k] for a in together], singly[k], [at[k]], times=2, own=True) for k in range(2)
+    ]
     about = "vmap(grad) of 2 examples = grad of each"
     if shared:
-        one, other = singly[0], t.gradient(t.gs[1], [there[0], *shared])
+        alone = ([there[0], *shared], t.gs[1])
+        one, other = singly[0], t.gradient(alone[1], alone[0])
         want = [wide(a) + wide(b) for a, b in zip(one, other, strict=True)]
-        bounds = [a + b for a, b in zip(*(t.yardstick.bounds(list(map(wide, s))) for s in (one, other)), strict=True)]
-        comparisons.append(([wide(first) * 0, *got], [want[0] * 0, *want[1:]], _times(bounds, 2)))
-        at.append((t.xs, t.gs[0]))
+        none = [np.zeros(first.shape)]
+        comparisons.append(Comparison([*none, *got], [*none, *want[1:]], [at[0], alone], times=2, own=True))
         about += "; grad(vmap) = Σ vmap(grad)"
-    return t.judge("vmap", about, comparisons, lambda k: at[k])
+    return t.judge("vmap", about, comparisons)
 
 
 def eager(t: Trial) -> Evidence:
     """Traced and compiled, or one operation at a time."""
     got = gradient(t.problem.f)([jnp.array(x) for x in t.xs], t.gs[0])[1]  # copies, for f may donate them
-    want = list(map(wide, t.gradient(t.gs[0])))
-    bounds = _times(t.yardstick.bounds(want), 2)
-    return t.judge("jit", "jit = eager", [(got, want, bounds)], lambda _: (t.xs, t.gs[0]))
+    comparison = Comparison(got, t.gradient(t.gs[0]), [(t.xs, t.gs[0])], times=2, own=True)
+    return t.judge("jit", "jit = eager", [comparison])
 
 
 def determinism(t: Trial) -> Evidence:

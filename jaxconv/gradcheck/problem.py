@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 
 from jaxconv.transforms import Program, contains, is_opaque, trace
 
@@ -44,6 +45,7 @@ class Problem(NamedTuple):
       ys: the shape and dtype of each result.
       stopped: whether it stops gradients somewhere, so that its slope is not its gradient.
       opaque: whether part of it can only be computed at its own precision.
+      jaxpr: the equations of what it computes.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Problem(NamedTuple):
     ys: list[jax.ShapeDtypeStruct]
     stopped: bool
     opaque: bool
+    jaxpr: Jaxpr
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -104,6 +107,7 @@ def _problem(name: str, program: Program, plain: Program) -> Problem:
         [jax.ShapeDtypeStruct(results[i].shape, results[i].dtype) for i in outputs],
         contains(plain.closed.jaxpr, lambda eqn: eqn.primitive.name == "stop_gradient"),
         contains(plain.closed.jaxpr, is_opaque),
+        plain.closed.jaxpr,
     )
 
 

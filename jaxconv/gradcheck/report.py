@@ -63,7 +63,7 @@ class Finding:
 
 
 # The kinds that look at every entry of every argument.
-ENTRYWISE = ("automatic", "linearity", "vmap", "jit")
+_ENTRYWISE = ("automatic", "linearity", "vmap", "jit")
 # More right arguments than this share a line.
 _LISTED = 8
 # A bound so much smaller than the error says that nothing rounds there.
@@ -76,11 +76,12 @@ class Evidence:
 
     Attributes:
       name: which kind.
-      verdict: "ok", "wrong", "kink" (wrong only where one-sided derivatives disagree) or "skipped".
+      verdict: "ok", "wrong", "kink" (wrong only where one-sided derivatives disagree), "undecided" (what was compared
+        cannot tell a right gradient from a wrong one) or "skipped".
       about: what was compared, or why not.
       ratio: the worst error in units of its bound; at most 1 when all is well; NaN where nothing is measured.
       findings: the worst entry of each wrong argument, or of each argument at a kink.
-      arguments: the paths of arguments whose gradient is wrong as a whole: in its shape or dtype.
+      arguments: the paths of arguments that are wrong as a whole, in shape or dtype, or that it cannot decide on.
     """
 
     name: str
@@ -106,8 +107,8 @@ class Argument:
 
     Attributes:
       path: what it is called, such as `params['w']`.
-      verdict: "ok", "wrong", "kink" (differs where any convention has a point) or "undecided" (nobody looked at its
-        entries).
+      verdict: "ok", "wrong", "kink" (differs where any convention has a point) or "undecided" (no evidence could tell,
+        or none looked at its entries).
       wrong: how many entries are wrong, or differ at a kink, by the evidence that found most.
       size: of how many.
       where: where these are: "everywhere", "the last of 5 along axis 1", "every 2nd from index 0 of 8 along axis 2",
@@ -134,18 +135,34 @@ class Report:
       function: the name of what was checked.
       arguments: its floating arguments, each as `path dtype[shape]`.
       evidence: one entry for each kind.
+      resolution: how small an error could have been seen: by which part each argument's gradient could be off as a
+        whole before it is called wrong (0.01 is one per cent); 0 where the gradient is 0, and any other would be seen.
+      untried: what of the function was not put to the test, a sentence each.
       sizes: how many entries each argument has, by its path.
     """
 
     function: str
     arguments: tuple[str, ...]
     evidence: tuple[Evidence, ...] = field(default=())
+    resolution: Mapping[str, float] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def verdict(self) -> str:
+        """ "right", "wrong", or "undecided" where a wrong gradient would have passed as well.
+
+        A kink is not wrong: there, every convention has a point.
+        """
+        verdicts = {e.verdict for e in self.evidence}
+        if "wrong" in verdicts:
+            return "wrong"
+        return "undecided" if "undecided" in verdicts or not verdicts & {"ok", "kink"} else "right"
+
+    @property
     def ok(self) -> bool:
-        """Whether nothing is wrong. A kink is not wrong: there, every convention has a point."""
-        return all(e.verdict != "wrong" for e in self.evidence)
+        """Whether the gradient is right: something was compared, and nothing is wrong or undecided."""
+        return self.verdict == "right"
 
     @property
     def by_argument(self) -> dict[str, Argument]:
@@ -156,7 +173,7 @@ class Report:
         of = [(e, f) for e in self.evidence for f in e.findings if f.argument == path]
         wrong = [(e.name, f) for e, f in of if e.verdict == "wrong" and not f.kink]
         kinks = [(e.name, f) for e, f in of if f.kink]
-        whole = [e.name for e in self.evidence if path in e.arguments]
+        whole = [e.name for e in self.evidence if e.verdict == "wrong" and path in e.arguments]
         if wrong or whole:
             located = [f for _, f in wrong if f.place] or [f for _, f in (*kinks, *wrong)]
             found = max(located, key=lambda f: f.wrong, default=None)
@@ -165,8 +182,9 @@ class Report:
         if kinks:
             found = max((f for _, f in kinks), key=lambda f: f.wrong)
             return Argument(path, "kink", found.wrong, size, found.place)
-        seen = any(e.name in ENTRYWISE and e.verdict != "skipped" for e in self.evidence)
-        return Argument(path, "ok" if seen else "undecided", 0, size)
+        hidden = any(e.verdict == "undecided" and path in e.arguments for e in self.evidence)
+        seen = any(e.name in _ENTRYWISE and e.verdict != "skipped" for e in self.evidence)
+        return Argument(path, "ok" if seen and not hidden else "undecided", 0, size)
 
     def with_evidence(self, *more: Evidence) -> Report:
         return replace(self, evidence=(*self.evidence, *more))
@@ -178,9 +196,9 @@ class Report:
                 return e
         raise KeyError(f"no evidence is called {name!r}; there is {', '.join(e.name for e in self.evidence)}.")
 
-    def raise_if_failed(self) -> None:
-        """Raise AssertionError with the whole report unless `ok`."""
-        if not self.ok:
+    def raise_if_failed(self, *, undecided: bool = True) -> None:
+        """Raise AssertionError with the whole report unless `ok`; with `undecided=False`, only if it is wrong."""
+        if self.verdict == "wrong" or (undecided and not self.ok):
             raise AssertionError(str(self))
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,22 +206,29 @@ class Report:
         return {
             "function": self.function,
             "ok": self.ok,
+            "verdict": self.verdict,
             "arguments": list(self.arguments),
             "by_argument": [a.to_dict() for a in self.by_argument.values()],
+            "resolution": {path: plain(smallest) for path, smallest in self.resolution.items()},
+            "untried": list(self.untried),
             "evidence": [e.to_dict() for e in self.evidence],
         }
 
     def __str__(self) -> str:
-        verdict = "the gradient is right" if self.ok else "the gradient is WRONG"
-        lines = [f"check({self.function}): {verdict}.    {', '.join(self.arguments)}"]
+        said = {"right": "right", "wrong": "WRONG", "undecided": "UNDECIDED"}
+        lines = [f"check({self.function}): the gradient is {said[self.verdict]}.    {', '.join(self.arguments)}"]
         rows = [
-            (e.name, "WRONG" if e.verdict == "wrong" else e.verdict, _number(e.ratio), e.about) for e in self.evidence
+            (e.name, e.verdict.upper() if e.verdict in ("wrong", "undecided") else e.verdict, _number(e.ratio), e.about)
+            for e in self.evidence
         ]
         lines += table(("evidence", "verdict", "error/bound", "what was compared"), rows)
         if any(a.verdict != "ok" for a in self.by_argument.values()):
             lines += self._arguments()
         for e in self.evidence:
             lines += [f"{e.name}: {finding}" for finding in e.findings]
+        if seen := [f"{path} {_percent(smallest)}" for path, smallest in self.resolution.items() if smallest]:
+            lines.append(f"An error of the whole would have been seen from: {', '.join(seen)}.")
+        lines += [f"Not tried: {sentence}" for sentence in self.untried]
         return "\n".join(lines)
 
     def _arguments(self) -> list[str]:
@@ -212,7 +237,7 @@ class Report:
         listed = sorted(self.by_argument.values(), key=lambda a: order.index(a.verdict))
         right = [a for a in listed if a.verdict == "ok"]
         rows = [
-            (a.path, "WRONG" if a.verdict == "wrong" else a.verdict, _part(a), a.where)
+            (a.path, a.verdict.upper() if a.verdict in ("wrong", "undecided") else a.verdict, _part(a), a.where)
             for a in (listed if len(right) <= _LISTED else listed[: -len(right)])
         ]
         if len(right) > _LISTED:
@@ -240,6 +265,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _number(x: float) -> str:
     return "" if math.isnan(x) else f"{x:.2g}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part < 1 else "no error that could be seen"
 
 
 def plain(x: Any) -> Any:

@@ -18,7 +18,7 @@ from jaxconv.gradcheck.laboratory import Convolution, Mistake
 from jaxconv.gradcheck.problem import wide
 
 if TYPE_CHECKING:
-    from jaxconv.gradcheck.evidence import Trial
+    from jaxconv.gradcheck.trial import Trial
 
 # A sentence, and the gradient in each argument that would make it true, or None.
 Suspects = Iterator[tuple[str, Sequence[np.ndarray | None]]]

@@ -1,47 +1,64 @@
 """What a gradient should be, and how far from it rounding may take one.
 
-The truth is automatic differentiation of the plain function with every float carried in float64. The yardstick is
-what automatic differentiation makes of it at the function's own precision, on this machine: sums, fused kernels,
-TF32 and all. Both are sampled over several random cotangents g_j and points x_j, each entry of x moved by at most
-one unit in the last place, and give for every entry of the gradient
+The truth is automatic differentiation of the plain function with every float carried in float64. How far from it a
+right gradient may be is a property of the computation, not of one program's luck: `rounding.py` runs automatic
+differentiation's own equations with noise in place of each rounding, `AMPLITUDE` times as large, and D_j is by how much
+the j-th such run differs from the exact one. Per entry, over the runs,
 
-    E = rms_j |automatic(x_j, g_j) − exact(x_j, g_j)|     what automatic differentiation errs by,
-    V = rms_j |exact(x_j, g_j)|                           how large the entry is under any cotangent.
+    P = 2·rms_j |D_j| + max_j |D_j|
 
-With v the exact value of an entry, M the median of V over the array, u = eps/2 the one rounding that nobody avoids,
-and R the typical error relative to max(V, M) (its 90th percentile over 1.6, which makes it a root mean square that a
-few kinks do not spoil), the entry may err by
+is about 15 times the root mean square of one rounding of every intermediate result. Long sums have exponential tails:
+float32 convolutions, dense layers and layer norms of 10⁶ entries showed 8 to 13 standard deviations at the worst entry,
+and a rule in another order of operations may round twice where automatic differentiation rounds once. The largest
+counts because gradients jump: a ReLU whose input is nearer to zero than rounding shows its jump in some runs and not in
+others, and all of it must be allowed.
 
-    bound = max(16·E, 16·R·max(V, M, |v|), 8·u·|v|) + 16·eps64·|g|·|y|/|x|.
+How rough this machine's arithmetic is (TF32, bfloat16 passes, fused kernels) is measured: λ is the typical error of
+automatic differentiation at the function's own precision, in units of one rounding (the 90th percentile over the
+entries of |error|/rms|D_j/a| over 1.6, which a few jumps do not spoil), or 1 if that is less, for another program may
+round where this one did not. Where λ > 4 the amplitude grows by it, so that the jumps within reach are seen. With v
+the exact entry, E what automatic differentiation was seen to err by at it, and m the median of rms|D_j| over the
+array,
 
-R keeps an entry from being held to samples that were lucky; with it few samples suffice for a large array. The last
-term is for the truth's own rounding: in float64 too, 1 − tanh² is 0 where a rule may know better. The factors are not
-tuned to a function. Errors of long sums have exponential tails: float32 convolutions, dense layers and layer
-norms of 10⁶ entries showed 8 to 13 standard deviations at the worst entry, 3.4 at one in a hundred; and a rule written
-in another order of operations may round twice where automatic differentiation rounds once (√2).
+    bound = max(λ·P, 16·E, 2·λ·m, 4·eps·|v| + 16·eps64·|g|·|y|/|x|).
 
-Rounding is scale free, so that float64 itself is measured in float32 and scaled by the ratio of the two eps. What it
-is compared with then errs as much, so the bound is doubled.
+The last term is for a rule that rounds where automatic differentiation does not, and for the truth's own rounding: in
+float64 too, 1 − tanh² is 0 where a rule may know better. The third says that errors are norm-wise: an entry far below
+its array's rounding cannot be told from zero, exact zeros included. What differs from the truth by more than this is
+looked at again, with `AGAIN` runs at just that point and cotangent and, where a function is compared with itself, with
+noise in its own rule as well: few runs may be lucky at one of a million entries; so many are not.
+
+In float64 the truth errs as much as what is compared with it, so the bound is doubled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.problem import Problem, gradient, wide
+from jaxconv.gradcheck.rounding import rounded
 
+# How many roundings each rounding is made into, and the most that may be relative to the value.
+AMPLITUDE, _LOUDEST = 4.0, 2.0**-4
+# From how rough on jumps farther away are looked for.
+_ROUGH = 4.0
+# How much more an entry may err than automatic differentiation was seen to err at it.
 SPREAD = 16.0
-# From how many entries on a function is large, and how many samples are taken of a small and of a large one.
+# From how many entries on a function is large. Of a small and of a large one: noisy runs, cotangents, noisy runs at a
+# point where something seems wrong, and other points at which automatic differentiation's error is measured.
 LARGE = 100_000
-SAMPLES = {False: 12, True: 3}
+SAMPLES = {False: 12, True: 4}
 TRUTHS = {False: 3, True: 2}
+AGAIN = {False: 32, True: 24}
+_NEARBY = {False: 3, True: 0}
 Arrays = list[np.ndarray]
 
 
@@ -65,8 +82,8 @@ def _device() -> Any:
 class Yardstick:
     """The truth at one point, and the bounds around it.
 
-    Without a plain gradient (`reverse=False`: JAX has none for a `while_loop`) f's own stands in for the truth, and
-    what the last place of x does to it for its error: the bounds are right in size, and the truth is not used.
+    Without a plain gradient (`reverse=False`: JAX has none for a `while_loop`) f's own, carried in float64, stands in
+    for the truth: the bounds are right in size, and the truth is not used.
     """
 
     def __init__(
@@ -74,50 +91,106 @@ class Yardstick:
     ) -> None:
         self.problem, self.reverse, self.large = problem, reverse, large(problem)
         self.xs = [wide(x) for x in problem.xs]
-        self.gs = [problem.cotangents(rng, where) for _ in range(SAMPLES[self.large])]
-        own: Callable[..., Any] = jax.jit(gradient(problem.plain if reverse else problem.f))
-        exact = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float64)))
-        self._exact = exact if reverse else own
-        scale, narrow = 1.0, None
-        if reverse and any(dtype == np.float64 for dtype in self._dtypes()):
-            own = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float32)))
-            scale, narrow = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps), np.dtype(np.float32)
-        self.truth = [self.exact(problem.xs, gs) for gs in self.gs[: TRUTHS[self.large]]]
-        errors, values = [], []
-        for gs in self.gs:
-            xs = problem.moved(rng, dtype=narrow)
-            gs = gs if narrow is None else [g.astype(narrow) for g in gs]
-            exactly = self.exact(xs if reverse else problem.xs, gs)
-            values.append([*exactly[0], *exactly[1]])
-            pairs = zip(jax.tree.leaves(own(xs, gs)), values[-1], strict=True)
-            errors.append([scale * _finite(wide(a) - b) for a, b in pairs])
-        self._errors = [list(column) for column in zip(*errors, strict=True)]
-        self._scales = [_Scale.of(e, v) for e, v in zip(self._errors, zip(*values, strict=True), strict=True)]
-        self._spread = SPREAD if narrow is None else 2 * SPREAD
+        self.gs = [problem.cotangents(rng, where) for _ in range(TRUTHS[self.large])]
+        self._rng = rng
+        self._seen: dict[Any, list[list[np.ndarray]]] = {}
         self._kinks: dict[int, Arrays] = {}
+        plain = gradient(problem.plain if reverse else problem.f)
+        self._noisy = self._with_noise(plain)
+        exact = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float64)))
+        self._exact = exact if reverse else functools.partial(self._noisy, 0.0, np.uint64(0))
+        self.truth = [self.exact(problem.xs, gs) for gs in self.gs]
+        self._errors = self._own_errors(jax.jit(plain), rng)
+        self._amplitude, self._noise, self._rough = self._calibrated()
         slope = max(size(wide(g)) * size(y) for g, y in zip(self.gs[0], self.truth[0][0], strict=True))
         self._unit = [0.0 for _ in problem.ys] + [slope / size(x) for x in self.xs]
 
+    def _with_noise(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        return in_float64(rounded(call, self.problem.xs, self.gs[0]))
+
+    def _own_errors(self, own: Callable[..., Any], rng: np.random.Generator) -> list[Arrays]:
+        """By how much automatic differentiation errs at its own precision, here and nearby; per array, a list."""
+        at: list[tuple[Any, Any, Arrays]] = [
+            (self.problem.xs, gs, flat(exact)) for gs, exact in zip(self.gs, self.truth, strict=True)
+        ]
+        for i in range(_NEARBY[self.large]):
+            xs, gs = self.problem.moved(rng), self.gs[i % len(self.gs)]
+            at.append((xs, gs, flat(self.exact(xs, gs))))
+        samples = [[wide(a) - b for a, b in zip(flat(own(xs, gs)), exact, strict=True)] for xs, gs, exact in at]
+        return [list(column) for column in zip(*samples, strict=True)]
+
+    def _calibrated(self) -> tuple[float, list[Arrays], list[float]]:
+        """The amplitude, the noise in each array at that amplitude, and how rough the machine is relative to it."""
+        noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], AMPLITUDE)
+        rough = list(map(_roughness, self._errors, noise, self._dtypes()))
+        worst = max((r for r in rough if math.isfinite(r)), default=1.0)
+        if worst <= _ROUGH:
+            return AMPLITUDE, noise, rough
+        loudest = _LOUDEST / max(float(jnp.finfo(dtype).eps) / 2 for dtype in self._dtypes())
+        amplitude = max(AMPLITUDE, min(AMPLITUDE * worst, loudest))
+        noise = self._draw(self.problem.xs, self.gs, SAMPLES[self.large], amplitude)
+        return amplitude, noise, [max(1.0, r * AMPLITUDE / amplitude) for r in rough]
+
+    def _draw(self, xs: Any, gs: Sequence[Any], count: int, amplitude: float, noisy: Any = None) -> list[Arrays]:
+        """What noise does to each array at xs, over `count` runs with the cotangents gs in turn."""
+        noisy, xs, samples = noisy or self._noisy, [wide(x) for x in xs], []
+        gs = [[wide(g) for g in one] for one in gs[:count]]
+        quiet = [flat(noisy(0.0, np.uint64(0), xs, one)) for one in gs]
+        for i in range(count):
+            key, k = self._rng.integers(2**64, dtype=np.uint64), i % len(gs)
+            loud = flat(noisy(amplitude, key, xs, gs[k]))
+            samples.append([_finite(a - b) for a, b in zip(loud, quiet[k], strict=True)])
+        return [list(column) for column in zip(*samples, strict=True)]
+
     def exact(self, xs: Sequence[Any], gs: Sequence[Any]) -> tuple[Arrays, Arrays]:
         """The values and the gradient in float64."""
-        convert = wide if self.reverse else np.asarray
-        ys, dxs = self._exact([convert(x) for x in xs], [convert(g) for g in gs])
+        ys, dxs = self._exact([wide(x) for x in xs], [wide(g) for g in gs])
         return list(map(wide, ys)), list(map(wide, dxs))
 
     def bounds(self, values: Sequence[np.ndarray], of: str = "gradient") -> Arrays:
         """How far rounding may take each of `values`, exact gradients (or results) at or near this point."""
         count, dtypes = len(self.problem.ys), self._dtypes()
         chosen = range(count) if of == "values" else range(count, len(dtypes))
-        return [self._bound(i, v, dtypes[i]) for i, v in zip(chosen, values, strict=True)]
+        return [self._bound(i, v, self._noise[i]) for i, v in zip(chosen, values, strict=True)]
+
+    def sharper(self, values: Sequence[np.ndarray], xs: Sequence[Any], gs: Sequence[Any], own: bool) -> Arrays:
+        """The bounds at just this point and cotangent; with `own`, of f's own rule too."""
+        key = (own, hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs))))
+        if key not in self._seen:
+            programs = [self._noisy, self._own_noisy] if own else [self._noisy]
+            draws = [self._draw(xs, [gs], AGAIN[self.large], self._amplitude, noisy) for noisy in programs]
+            self._seen[key] = [[spread(column) for column in columns] for columns in zip(*draws, strict=True)]
+        first = len(self.problem.ys)
+        bounds = []
+        for i, v in enumerate(values, first):
+            here = self._factor(i) * np.max(np.stack(self._seen[key][i]), axis=0)
+            bounds.append(np.maximum(self._bound(i, v, self._noise[i]), here))
+        return bounds
+
+    @functools.cached_property
+    def _own_noisy(self) -> Callable[..., Any]:
+        return self._with_noise(gradient(self.problem.f))
 
     def _dtypes(self) -> list[Any]:
         return [*(y.dtype for y in self.problem.ys), *(x.dtype for x in self.problem.xs)]
 
-    def _bound(self, i: int, value: np.ndarray, dtype: Any) -> np.ndarray:
-        scale, value = self._scales[i], np.nan_to_num(np.abs(value), posinf=0)
-        rounded = float(jnp.finfo(dtype).eps) / 4 * value
-        error = np.maximum(scale.error, scale.ratio * np.maximum(scale.typical, value))
-        return self._spread * (np.maximum(error, rounded) + self._unit[i] * np.finfo(np.float64).eps) + least(dtype)
+    def _factor(self, i: int) -> float:
+        return self._rough[i] * (2 if self._dtypes()[i] == np.float64 else 1)
+
+    def _bound(self, i: int, value: np.ndarray, noise: Arrays) -> np.ndarray:
+        factor = self._factor(i)
+        if not math.isfinite(factor):
+            return np.full(value.shape, np.inf)
+        errors = np.stack(self._errors[i])
+        seen = np.where(np.isfinite(errors).all(axis=0), SPREAD * _rms(errors, axis=0), np.inf)
+        typical = 2 * factor * _median(_rms(np.stack(noise), axis=0))
+        return np.maximum(np.maximum(factor * spread(noise), typical), np.maximum(seen, self._floor(i, value)))
+
+    def _floor(self, i: int, value: np.ndarray) -> np.ndarray:
+        """What a rule may err by that rounds where automatic differentiation does not, or knows better than float64."""
+        dtype = self._dtypes()[i]
+        rounded = 4 * float(jnp.finfo(dtype).eps) * np.nan_to_num(np.abs(value), posinf=0)
+        return rounded + SPREAD * float(np.finfo(np.float64).eps) * self._unit[i] + least(dtype)
 
     @functools.cached_property
     def known(self) -> Arrays:
@@ -129,21 +202,58 @@ class Yardstick:
         """The bounds of the first exact gradient."""
         return self.bounds(self.truth[0][1])
 
-    def along(self, direction: Sequence[np.ndarray]) -> float:
-        """How far rounding may take ⟨the first gradient, direction⟩; entries may err alike: sums are measured too."""
-        samples = zip(*self._errors[len(self.problem.ys) :], strict=True)
-        sums = [sum(inner(e, u) for e, u in zip(sample, direction, strict=True)) for sample in samples]
-        entries = sum(float(np.sum((b * u) ** 2)) for b, u in zip(self.first, direction, strict=True) if u.any())
-        return max(self._spread * float(np.sqrt(np.mean(np.square(sums)))), float(np.sqrt(entries)))
+    def along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
+        """How far rounding may take ⟨a gradient, direction⟩: the first one, or the one that `noise` was drawn for.
+
+        Entries may err alike, so sums are measured too.
+        """
+        return max(self._along(direction, noise), self._independent(direction))
+
+    def noise_at(self, xs: Sequence[Any], gs: Sequence[Any]) -> list[Arrays]:
+        """What rounding does at another point, for `along`."""
+        return self._draw(xs, [gs], AGAIN[self.large], self._amplitude)
+
+    def _along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
+        first = len(self.problem.ys)
+        moved, erred = (
+            [_inner(sample, direction) for sample in zip(*of[first:], strict=True)]
+            for of in (noise or self._noise, self._errors)
+        )
+        factor = max((self._factor(first + i) for i, u in enumerate(direction) if u.any()), default=1.0)
+        if not math.isfinite(factor + sum(erred)):
+            return math.inf
+        floors = [self._floor(first + i, dx) for i, dx in enumerate(self.truth[0][1])]
+        return max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))), _length(floors, direction))
+
+    def _independent(self, direction: Sequence[np.ndarray]) -> float:
+        """The same if entries err independently of each other: where runs are few, they may all be lucky in a sum."""
+        return _length(self.first, direction) if self.large else 0.0
+
+    def along_itself(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
+        """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those."""
+        direction = [exact if j == i else np.zeros_like(x) for j, x in enumerate(self.xs)]
+        again = self.noise_at(self.problem.xs, gs) if gs else None
+        rounded = 4 * float(jnp.finfo(self.problem.xs[i].dtype).eps) * float(np.sum(exact**2))
+        return max(self._along(direction), self._along(direction, again), rounded)
+
+    def is_zero(self, i: int, exact: np.ndarray) -> bool:
+        """Whether the i-th gradient is zero but for the truth's own rounding."""
+        noise = _rms(np.stack(self._noise[len(self.problem.ys) + i]), axis=0) / self._amplitude
+        finer = float(np.finfo(np.float64).eps) / float(jnp.finfo(self.problem.xs[i].dtype).eps)
+        return bool((np.abs(exact) <= SPREAD * finer * noise).all())
 
     def relative(self) -> float:
         """How far rounding typically takes a whole array, relative to itself: the worst of all arrays."""
-        scales = zip(self._scales, self._dtypes(), strict=True)
-        return self._spread * max(max(scale.ratio, float(jnp.finfo(dtype).eps)) for scale, dtype in scales)
+        values = [*zip(*map(flat, self.truth), strict=True)]
+        ratios = [size(np.stack(n)) / size(np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
+        eps = [float(jnp.finfo(dtype).eps) for dtype in self._dtypes()]
+        typical = enumerate(zip(ratios, eps, strict=True))
+        return SPREAD * max(max(self._factor(i) * r / self._amplitude, e) for i, (r, e) in typical)
 
     def uncertain(self) -> int:
         """How many entries of the gradient the arguments' own precision does not determine to one digit."""
-        typical = [scale.typical for scale in self._scales[len(self.problem.ys) :]]
+        values = zip(*(dxs for _, dxs in self.truth), strict=True)
+        typical = [_rms(np.stack(v), axis=0) for v in values]
         return sum(int((b > 0.1 * v)[v > 0].sum()) for b, v in zip(self.first, typical, strict=True))
 
     def kinks(self, xs: Sequence[Any], gs: Sequence[Any], rng: np.random.Generator) -> Arrays:
@@ -203,28 +313,46 @@ def large(problem: Problem) -> bool:
     return sum(x.size for x in problem.xs) + sum(y.size for y in problem.ys) > LARGE
 
 
+def _length(bounds: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
+    """How far the sum along a direction may be off if entries err independently, each by its bound."""
+    return math.sqrt(sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(bounds, direction, strict=True)))
+
+
+def _inner(sample: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
+    return sum(inner(d, u) for d, u in zip(sample, direction, strict=True))
+
+
 def inner(a: np.ndarray, b: np.ndarray) -> float:
     """⟨a, b⟩ over the entries where b is not 0; a may be infinite at others."""
     there = b != 0
     return float(np.dot(a[there], b[there]))
 
 
-class _Scale(NamedTuple):
-    """E, max(V, M) and R of an array."""
+def flat(result: tuple[Sequence[Any], Sequence[Any]]) -> Arrays:
+    """Values and gradients as one list."""
+    return [*result[0], *result[1]]
 
-    error: np.ndarray
-    typical: np.ndarray
-    ratio: float
 
-    @classmethod
-    def of(cls, errors: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> _Scale:
-        error, typical = (_rms(np.stack(a), axis=0) for a in (errors, values))
-        there = typical > 0
-        if not there.any():
-            return cls(error, typical, 0.0)
-        typical = np.where(there, np.maximum(typical, np.median(typical[there])), 0)
-        relative = np.abs(np.stack(errors))[:, there] / typical[there]
-        return cls(error, typical, float(np.quantile(relative, 0.9)) / 1.6)
+def spread(noise: Sequence[Any]) -> np.ndarray:
+    """How far many roundings may take what these samples of noise have moved."""
+    samples = np.abs(np.stack(noise))
+    return 2 * _rms(samples, axis=0) + samples.max(axis=0)
+
+
+def _roughness(errors: Arrays, noise: Arrays, dtype: Any) -> float:
+    """The typical error in units of one rounding of each intermediate result; at least 1."""
+    error, unit = np.abs(np.stack(errors)), _rms(np.stack(noise), axis=0) / AMPLITUDE
+    there = np.broadcast_to(unit > least(dtype), error.shape) | ~(error <= least(dtype))
+    if not there.any():
+        return 1.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (error / unit)[there]
+    return max(1.0, float(np.quantile(np.where(np.isnan(ratio), np.inf, ratio), 0.9)) / 1.6)
+
+
+def _median(x: np.ndarray) -> float:
+    """The median of what is not zero."""
+    return float(np.median(x[x > 0])) if (x > 0).any() else 0.0
 
 
 def _finite(x: np.ndarray) -> np.ndarray:

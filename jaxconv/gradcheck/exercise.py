@@ -1,0 +1,143 @@
+"""What random arguments do not meet: ties and zeros, where gradients jump, and strides that leave a remainder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jaxconv.gradcheck.differences import along
+from jaxconv.gradcheck.problem import wide
+from jaxconv.gradcheck.report import Evidence, in_bounds
+from jaxconv.gradcheck.trial import Trial, finding_of
+from jaxconv.gradcheck.yardstick import Arrays, size
+from jaxconv.transforms import equations
+
+# Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
+_CHOICES = {
+    *("abs", "argmax", "argmin", "clamp", "cummax", "cummin", "eq", "ge", "gt", "le", "lt", "max", "min", "ne"),
+    *(
+        "reduce_max",
+        "reduce_min",
+        "reduce_window_max",
+        "reduce_window_min",
+        "select_and_gather_add",
+        "sign",
+        "sort",
+        "top_k",
+    ),
+}
+# To what part of their size arguments are rounded, so that many are equal and many zero.
+_COARSE = (1.0, 1 / 8)
+
+
+def ties(t: Trial) -> Evidence:
+    """Where arguments are equal or zero, a gradient may be any convention's, but must not be paid twice.
+
+    Arguments are rounded to a few values. Along directions that move all entries of an argument alike or in proportion,
+    ties stay ties, and the slope is what all who share one receive together.
+    """
+    name, skipped = "ties", "f makes no choice that rounded arguments could tie"
+    if not any(_chooses(eqn) for eqn in equations(t.problem.jaxpr)):
+        return Evidence(name, "skipped", skipped)
+    point = _rounded(t)
+    if point is None:
+        return Evidence(name, "skipped", "f is not finite at rounded arguments")
+    at, jumps, gs = list(map(wide, point)), t.yardstick.kinks(point, t.gs[0], t.rng), t.gs[0]
+    if not any(j.any() for j in jumps):
+        return Evidence(name, "skipped", "no tie came of rounded arguments")
+    got = list(map(wide, t.gradient(gs, point)))
+    noise = t.yardstick.noise_at(point, gs)
+    worst, findings, count = 0.0, [], 0
+    for where, i, us in _keeping(t, at):
+        value, bound, count = along(got, us), t.yardstick.along(us, noise), count + 1
+        slope, error, sides = t.slopes(at, gs, us, bound, value)
+        bound += 4 * error
+        if not math.isfinite(slope + bound):
+            continue
+        if sides:  # a kink along this direction too: any convention between its sides
+            slope = float(np.clip(value, min(sides), max(sides)))
+            bound += along([j * np.sign(u) for j, u in zip(jumps, us, strict=True)], us)
+        ratio = in_bounds(abs(value - slope), bound)
+        worst = max(worst, ratio)
+        if ratio > 1:
+            hint = "All that share a tie receive together what one of them would."
+            findings.append(replace(finding_of(where, value, slope, bound, t.xs[i].dtype), hint=hint))
+    about = f"slopes along {count} directions that keep ties, with arguments rounded to a few values"
+    return Evidence(name, "wrong" if findings else "ok", about, worst, tuple(findings[:3]))
+
+
+def _chooses(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name in _CHOICES and any(
+        jnp.issubdtype(getattr(v.aval, "dtype", np.int32), jnp.floating) for v in eqn.invars
+    )
+
+
+def _rounded(t: Trial) -> list[np.ndarray] | None:
+    """The arguments rounded to multiples of a power of two, where f and its gradient are finite."""
+    for part in _COARSE:
+        point = []
+        for x in t.xs:
+            step = 2.0 ** round(math.log2(size(wide(x)) * part))
+            point.append((step * np.round(wide(x) / step)).astype(x.dtype))
+        ys, dxs = t.yardstick.exact(point, t.gs[0])
+        own = jax.tree.leaves(t.compiled(point, t.gs[0]))
+        if all(np.isfinite(wide(a)).all() for a in (*ys, *dxs, *own)):
+            return point
+    return None
+
+
+def _keeping(t: Trial, xs: Arrays) -> Iterator[tuple[str, int, Arrays]]:
+    """(name, argument, direction): those that keep ties within an argument."""
+    for i in t.few():
+        path, x = t.problem.paths[i], xs[i]
+        for name, u in ((f"along {path} + t", np.ones_like(x)), (f"along (1 + t)·{path}", x)):
+            if u.any():
+                yield (
+                    f"where entries tie, {name},",
+                    i,
+                    [u if j == i else np.zeros_like(other) for j, other in enumerate(xs)],
+                )
+
+
+def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
+    """What of f was not put to the test at these arguments."""
+    tied = next((e for e in evidence if e.name == "ties"), None)
+    if tied is not None and tied.verdict == "skipped" and any(map(_chooses, equations(t.problem.jaxpr))):
+        yield f"ties and zeros, where the gradient may jump: {tied.about}."
+    strided = list(_remainders(t.problem.jaxpr))
+    if strided and not any(strided):
+        yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes would leave one."
+    for path, dx in zip(t.problem.paths, t.yardstick.truth[0][1], strict=True):
+        if dx.size and not dx.any():
+            yield f"a factor on {path}'s gradient, which is 0 here."
+
+
+def _remainders(jaxpr: Jaxpr) -> Iterator[int]:
+    """For each axis that is strided over, how many elements no window reads."""
+    for eqn in equations(jaxpr):
+        params, shape = eqn.params, getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+        if geometry := params.get("geometry"):
+            yield from (u for u, s in zip(geometry.unread, geometry.stride, strict=True) if s > 1)
+        elif eqn.primitive.name == "conv_general_dilated":
+            numbers, taps = params["dimension_numbers"], eqn.invars[1].aval.shape
+            sizes = [shape[a] for a in numbers.lhs_spec[2:]]
+            spans = [(taps[a] - 1) * d + 1 for a, d in zip(numbers.rhs_spec[2:], params["rhs_dilation"], strict=True)]
+            yield from _unread(sizes, params["lhs_dilation"], params["padding"], spans, params["window_strides"])
+        elif eqn.primitive.name.startswith("reduce_window") and "window_strides" in params:
+            windows = zip(params["window_dimensions"], params["window_dilation"], strict=True)
+            spans = [(k - 1) * d + 1 for k, d in windows]
+            yield from _unread(shape, params["base_dilation"], params["padding"], spans, params["window_strides"])
+
+
+def _unread(sizes: Any, dilations: Any, padding: Any, spans: Any, strides: Any) -> Iterator[int]:
+    for n, dilation, (lo, hi), span, stride in zip(sizes, dilations, padding, spans, strides, strict=True):
+        slack = dilation * (n - 1) + 1 + lo + hi - span
+        if stride > 1 and slack >= 0:
+            yield slack % stride

@@ -1,0 +1,256 @@
+"""What rounding may do to a program: the program itself, in float64, with every rounding replaced by noise.
+
+Each equation that rounds has its results multiplied by 1 + a·u·ξ, with u = eps/2 of the dtype in which the function
+computes them, a the amplitude, and ξ a random number of variance 1. A sum of K terms is allowed what the roughest order
+makes of it, one term after the other: its partial sums s_k err by u·|s_k| each, √(Σ s_k²) in all, which is √(K/2) times
+the norm of the terms if they have random signs, and √(K/3) times the sum if they all agree. Noise of size a·u·√(K/2) on
+each term's factor has just that effect, to first order in u.
+
+What comes out differs from the exact result by what the rounding errors of any program with these equations may add up
+to, whichever compiler orders and fuses them: Σ_i (∂out/∂v_i)·v_i·u·ξ_i over all intermediate values v_i. It is a
+property of the computation at a point. An entry that one program happens to hit exactly has the same spread as its
+neighbours; one that no rounding can reach (an unread input, a dead unit) has none; and one behind a ReLU or a maximum
+that is decided by less than rounding shows the whole jump.
+
+Noise is a function of the value that it falls on, as rounding is: what is equal stays equal, and what the dtype can
+represent, such as a zero, a saturated sigmoid or uniform random bits, stays as it is (in float64 itself that cannot be
+told). What no rounding touches is left alone: copies, choices, signs, casts to a wider type.
+
+Source: D. S. Parker, Monte Carlo Arithmetic, UCLA CSD-970002 (1997); the sum's constant from N. J. Higham, Accuracy and
+  Stability of Numerical Algorithms (2002), section 4.2, with independent errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from jaxconv import primitives
+from jaxconv.transforms import RULED, carried, evaluate, interpret
+
+# Equations whose results are among their operands' values, up to sign: nothing is rounded.
+_EXACT = {
+    *("abs", "argmax", "argmin", "bitcast_convert_type", "broadcast_in_dim", "clamp", "concatenate", "copy", "copy_p"),
+    *(
+        "cummax",
+        "cummin",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "expand_dims",
+        "gather",
+        "imag",
+        "iota",
+        "max",
+        "min",
+    ),
+    *("neg", "optimization_barrier", "pad", "pmax", "pmin", "real", "reduce_max", "reduce_min", "reduce_window_max"),
+    *("reduce_window_min", "reshape", "rev", "round", "floor", "ceil", "scatter", "select_and_gather_add", "select_n"),
+    *(
+        "sharding_constraint",
+        "sign",
+        "slice",
+        "sort",
+        "split",
+        "squeeze",
+        "stop_gradient",
+        "top_k",
+        "transpose",
+        "zeros_like",
+    ),
+}
+_GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+
+
+class _Noise(NamedTuple):
+    """How large the noise is, in units of u, and where it comes from: a key, and a count of the equations met."""
+
+    amplitude: Any
+    key: Any
+    count: list[int]
+
+    def __call__(self, bits: Any) -> Any:
+        """Uniform numbers of mean 0 and variance 1, from integers and the next equation's key."""
+        self.count[0] += 1
+        own = np.uint64(self.count[0] * int(_MIX) % 2**64)
+        h = (bits ^ (self.key ^ own)) * _GOLDEN
+        h = (h ^ (h >> np.uint64(32))) * _MIX
+        unit = lax.bitcast_convert_type((h >> np.uint64(12)) | np.uint64(0x3FF0000000000000), jnp.float64)
+        return (unit - 1.5) * math.sqrt(12)
+
+    def at_step(self, i: Any) -> _Noise:
+        """That of another pass through the same equations."""
+        return self._replace(key=(self.key ^ i.astype(np.uint64)) * _GOLDEN)
+
+
+def rounded(call: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+    """(amplitude, key, *operands) -> the results of `call` as float64, each rounding replaced by noise.
+
+    Args:
+      call: a function of pytrees of arrays; its equations are those of the dtypes of `examples`.
+      examples: arrays or shapes with dtypes.
+
+    The result takes a float, an unsigned 64-bit integer and arrays shaped like `examples`, floats in float64; it has to
+    be traced with 64-bit types enabled.
+    """
+    closed, shapes = jax.make_jaxpr(call, return_shape=True)(*examples)
+    tree = jax.tree.structure(shapes)
+
+    def noisy(amplitude: Any, key: Any, *operands: Any) -> Any:
+        consts = [_wide(c) for c in closed.consts]
+        ys = _run(closed.jaxpr, consts, jax.tree.leaves(operands), _Noise(amplitude, key, [0]))
+        return jax.tree.unflatten(tree, ys)
+
+    return noisy
+
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+def _wide(x: Any) -> Any:
+    return carried(x, _FLOAT64)
+
+
+def _floats(v: Any) -> bool:
+    return jnp.issubdtype(v.aval.dtype, jnp.inexact)
+
+
+def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], noise: _Noise) -> list[Any]:
+    return interpret(jaxpr, consts, operands, functools.partial(_noisy, noise=noise), _wide)
+
+
+def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
+    name, params = eqn.primitive.name, eqn.params
+    inside = functools.partial(_run, noise=noise)
+    if name in RULED:
+        return inside(params[RULED[name]].jaxpr, params[RULED[name]].consts, operands)
+    if eqn.primitive in primitives.PLAIN:
+        plain = functools.partial(primitives.PLAIN[eqn.primitive], **params)
+        closed = jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
+        return inside(closed.jaxpr, closed.consts, operands)
+    if name in ("scan", "while", "cond"):
+        return {"scan": _scan, "while": _while, "cond": _cond}[name](params, operands, noise)
+    inner = params.get("jaxpr", params.get("call_jaxpr"))
+    if name != "shard_map" and isinstance(inner, ClosedJaxpr | Jaxpr):  # jit, checkpoint and the like
+        return inside(*((inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())), operands)
+    operands, terms = _noisy_terms(eqn, operands, noise)
+    ys = evaluate(eqn, operands, _FLOAT64)
+    if name in _EXACT or (name == "convert_element_type" and not _narrows(eqn)):
+        return ys
+    return [
+        _noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in zip(eqn.outvars, ys, strict=True)
+    ]
+
+
+def _unit(v: Any) -> float:
+    return float(jnp.finfo(v.aval.dtype).eps) / 2
+
+
+def _narrows(eqn: JaxprEqn) -> bool:
+    (x,), (y,) = eqn.invars, eqn.outvars
+    return _floats(x) and _floats(y) and jnp.finfo(y.aval.dtype).nmant < jnp.finfo(x.aval.dtype).nmant
+
+
+def _noisy_value(y: Any, dtype: Any, terms: float, noise: _Noise) -> Any:
+    """One rounding of y to `dtype`, or several; to a spacing that stops shrinking below the smallest normal number."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        part = np.dtype(np.float32 if np.dtype(dtype).itemsize == 8 else np.float64)
+        return lax.complex(*(_noisy_value(p, part, terms, noise) for p in (jnp.real(y), jnp.imag(y))))
+    info = jnp.finfo(dtype)
+    size = jnp.maximum(jnp.abs(y), float(info.tiny))
+    noisy = y + noise.amplitude * (float(info.eps) / 2 * math.sqrt(terms)) * noise(_bits(y)) * size
+    rounds = (y != 0) & jnp.isfinite(y)
+    if info.nmant < 52:
+        rounds &= lax.reduce_precision(y, info.nexp, info.nmant) != y
+    return jnp.where(rounds, noisy, y)
+
+
+def _bits(y: Any) -> Any:
+    return lax.bitcast_convert_type(y, jnp.uint64)
+
+
+# Sums
+
+
+def _noisy_terms(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> tuple[list[Any], float]:
+    """The operands of a sum with noise on each term; and how many terms are still to be accounted for."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in ("dot_general", "conv_general_dilated"):
+        which, axes = 1, _contracted(name, params, operands[1].ndim)
+    elif name in ("reduce_sum", "reduce_prod"):
+        which, axes = 0, tuple(params["axes"])
+    else:
+        return operands, _terms(name, params, eqn)
+    x = operands[which]
+    count = math.prod(x.shape[a] for a in axes)
+    if count < 2:
+        return operands, 1.0
+    # Sums of 16-bit numbers are carried in float32 on every platform.
+    unit = min(_unit(eqn.outvars[0]), float(jnp.finfo(jnp.float32).eps) / 2)
+    shape = [x.shape[a] if a in axes else 1 for a in range(x.ndim)]
+    position = lax.iota(jnp.uint64, count).reshape(shape)
+    spread = noise.amplitude * unit * math.sqrt(count / 2)
+    return [*operands[:which], x * (1 + spread * noise(position * _MIX)), *operands[which + 1 :]], 1.0
+
+
+def _contracted(name: str, params: dict[str, Any], ndim: int) -> tuple[int, ...]:
+    """The axes of the second operand that a product sums over."""
+    if name == "dot_general":
+        return tuple(params["dimension_numbers"][0][1])
+    (_, channels, *taps) = params["dimension_numbers"].rhs_spec
+    return (channels, *taps)
+
+
+def _terms(name: str, params: dict[str, Any], eqn: JaxprEqn) -> float:
+    if name == "reduce_window_sum":
+        return max(1.0, math.prod(params["window_dimensions"]) / 2)
+    if name in ("cumsum", "cumprod", "cumlogsumexp"):
+        return max(1.0, eqn.invars[0].aval.shape[params["axis"]] / 2)
+    return 1.0
+
+
+# Loops and branches
+
+
+def _scan(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+    body, constants, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+    held, carry, xs = operands[:constants], operands[constants : constants + carried], operands[constants + carried :]
+
+    def step(state: Any, x: Any) -> Any:
+        i, carry = state
+        ys = _run(body.jaxpr, [*map(_wide, body.consts)], [*held, *carry, *x], noise.at_step(i))
+        return (i + 1, ys[:carried]), ys[carried:]
+
+    start = (jnp.uint32(1), carry)
+    (_, carry), ys = lax.scan(step, start, xs, length=params["length"], reverse=params["reverse"])
+    return [*carry, *ys]
+
+
+def _while(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+    tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+    for_test, for_body, state = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
+    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+
+    def go_on(state: Any) -> Any:
+        return _run(test.jaxpr, [*map(_wide, test.consts)], [*for_test, *state[1]], noise)[0]
+
+    def step(state: Any) -> Any:
+        i, values = state
+        return i + 1, _run(body.jaxpr, [*map(_wide, body.consts)], [*for_body, *values], noise.at_step(i))
+
+    return list(lax.while_loop(go_on, step, (jnp.uint32(1), state))[1])
+
+
+def _cond(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+    def branch(closed: ClosedJaxpr) -> Callable[..., Any]:
+        return lambda *xs: _run(closed.jaxpr, [*map(_wide, closed.consts)], xs, noise)
+
+    index, *rest = operands
+    return list(lax.switch(index, [branch(closed) for closed in params["branches"]], *rest))
