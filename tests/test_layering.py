@@ -82,7 +82,7 @@ def test_who_speaks_to_the_interpreters() -> None:
         return {stage(path) for path in FILES if any(name.startswith(module) for name in imports(path))}
 
     assert speakers("jax.interpreters") == {"primitives"}
-    assert speakers("jax.extend") == {"primitives", "transforms", "per_example"}
+    assert speakers("jax.extend") == {"primitives", "transforms", "per_example", "gradcheck"}
 
 
 def test_nothing_imports_private_jax() -> None:

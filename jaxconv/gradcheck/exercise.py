@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
         yield f"ties and zeros, where the gradient may jump: {tied.about}."
     strided = list(_remainders(t.problem.jaxpr))
     if strided and not any(strided):
-        yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes would leave one."
+        yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes leave one."
     for path, dx in zip(t.problem.paths, t.yardstick.truth[0][1], strict=True):
         if dx.size and not dx.any():
             yield f"a factor on {path}'s gradient, which is 0 here."
@@ -122,18 +122,20 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
 def _remainders(jaxpr: Jaxpr) -> Iterator[int]:
     """For each axis that is strided over, how many elements no window reads."""
     for eqn in equations(jaxpr):
-        params, shape = eqn.params, getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+        params, avals = eqn.params, [cast(Any, v.aval) for v in eqn.invars]
         if geometry := params.get("geometry"):
             yield from (u for u, s in zip(geometry.unread, geometry.stride, strict=True) if s > 1)
         elif eqn.primitive.name == "conv_general_dilated":
-            numbers, taps = params["dimension_numbers"], eqn.invars[1].aval.shape
-            sizes = [shape[a] for a in numbers.lhs_spec[2:]]
+            numbers, taps = params["dimension_numbers"], avals[1].shape
+            sizes = [avals[0].shape[a] for a in numbers.lhs_spec[2:]]
             spans = [(taps[a] - 1) * d + 1 for a, d in zip(numbers.rhs_spec[2:], params["rhs_dilation"], strict=True)]
             yield from _unread(sizes, params["lhs_dilation"], params["padding"], spans, params["window_strides"])
         elif eqn.primitive.name.startswith("reduce_window") and "window_strides" in params:
             windows = zip(params["window_dimensions"], params["window_dilation"], strict=True)
             spans = [(k - 1) * d + 1 for k, d in windows]
-            yield from _unread(shape, params["base_dilation"], params["padding"], spans, params["window_strides"])
+            yield from _unread(
+                avals[0].shape, params["base_dilation"], params["padding"], spans, params["window_strides"]
+            )
 
 
 def _unread(sizes: Any, dilations: Any, padding: Any, spans: Any, strides: Any) -> Iterator[int]:

@@ -23,15 +23,16 @@ Source: D. S. Parker, Monte Carlo Arithmetic, UCLA CSD-970002 (1997); the sum's 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxconv import primitives
 from jaxconv.transforms import RULED, carried, evaluate, interpret
@@ -74,12 +75,11 @@ class _Noise(NamedTuple):
 
     amplitude: Any
     key: Any
-    count: list[int]
+    met: Iterator[int]
 
     def __call__(self, bits: Any) -> Any:
         """Uniform numbers of mean 0 and variance 1, from integers and the next equation's key."""
-        self.count[0] += 1
-        own = np.uint64(self.count[0] * int(_MIX) % 2**64)
+        own = np.uint64(next(self.met) * int(_MIX) % 2**64)
         h = (bits ^ (self.key ^ own)) * _GOLDEN
         h = (h ^ (h >> np.uint64(32))) * _MIX
         unit = lax.bitcast_convert_type((h >> np.uint64(12)) | np.uint64(0x3FF0000000000000), jnp.float64)
@@ -104,8 +104,7 @@ def rounded(call: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     tree = jax.tree.structure(shapes)
 
     def noisy(amplitude: Any, key: Any, *operands: Any) -> Any:
-        consts = [_wide(c) for c in closed.consts]
-        ys = _run(closed.jaxpr, consts, jax.tree.leaves(operands), _Noise(amplitude, key, [0]))
+        ys = _run(closed, jax.tree.leaves(operands), _Noise(amplitude, key, itertools.count(1)))
         return jax.tree.unflatten(tree, ys)
 
     return noisy
@@ -122,31 +121,29 @@ def _floats(v: Any) -> bool:
     return jnp.issubdtype(v.aval.dtype, jnp.inexact)
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], noise: _Noise) -> list[Any]:
-    return interpret(jaxpr, consts, operands, functools.partial(_noisy, noise=noise), _wide)
+def _run(closed: ClosedJaxpr, operands: Sequence[Any], noise: _Noise) -> list[Any]:
+    consts = [*map(_wide, closed.consts)]
+    return interpret(closed.jaxpr, consts, operands, functools.partial(_noisy, noise=noise), _wide)
 
 
 def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
-    inside = functools.partial(_run, noise=noise)
     if name in RULED:
-        return inside(params[RULED[name]].jaxpr, params[RULED[name]].consts, operands)
+        return _run(params[RULED[name]], operands, noise)
     if eqn.primitive in primitives.PLAIN:
         plain = functools.partial(primitives.PLAIN[eqn.primitive], **params)
-        closed = jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
-        return inside(closed.jaxpr, closed.consts, operands)
+        return _run(jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars)), operands, noise)
     if name in ("scan", "while", "cond"):
         return {"scan": _scan, "while": _while, "cond": _cond}[name](params, operands, noise)
     inner = params.get("jaxpr", params.get("call_jaxpr"))
     if name != "shard_map" and isinstance(inner, ClosedJaxpr | Jaxpr):  # jit, checkpoint and the like
-        return inside(*((inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())), operands)
+        return _run(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), operands, noise)
     operands, terms = _noisy_terms(eqn, operands, noise)
     ys = evaluate(eqn, operands, _FLOAT64)
     if name in _EXACT or (name == "convert_element_type" and not _narrows(eqn)):
         return ys
-    return [
-        _noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in zip(eqn.outvars, ys, strict=True)
-    ]
+    pairs: Any = zip(eqn.outvars, ys, strict=True)
+    return [_noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in pairs]
 
 
 def _unit(v: Any) -> float:
@@ -154,7 +151,8 @@ def _unit(v: Any) -> float:
 
 
 def _narrows(eqn: JaxprEqn) -> bool:
-    (x,), (y,) = eqn.invars, eqn.outvars
+    x: Any = eqn.invars[0]
+    y: Any = eqn.outvars[0]
     return _floats(x) and _floats(y) and jnp.finfo(y.aval.dtype).nmant < jnp.finfo(x.aval.dtype).nmant
 
 
@@ -187,7 +185,7 @@ def _noisy_terms(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> tuple[lis
     elif name in ("reduce_sum", "reduce_prod"):
         which, axes = 0, tuple(params["axes"])
     else:
-        return operands, _terms(name, params, eqn)
+        return operands, _terms(name, params, eqn.invars[:1])
     x = operands[which]
     count = math.prod(x.shape[a] for a in axes)
     if count < 2:
@@ -208,11 +206,11 @@ def _contracted(name: str, params: dict[str, Any], ndim: int) -> tuple[int, ...]
     return (channels, *taps)
 
 
-def _terms(name: str, params: dict[str, Any], eqn: JaxprEqn) -> float:
+def _terms(name: str, params: dict[str, Any], summed: Sequence[Any]) -> float:
     if name == "reduce_window_sum":
         return max(1.0, math.prod(params["window_dimensions"]) / 2)
     if name in ("cumsum", "cumprod", "cumlogsumexp"):
-        return max(1.0, eqn.invars[0].aval.shape[params["axis"]] / 2)
+        return max(1.0, summed[0].aval.shape[params["axis"]] / 2)
     return 1.0
 
 
@@ -225,7 +223,7 @@ def _scan(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[An
 
     def step(state: Any, x: Any) -> Any:
         i, carry = state
-        ys = _run(body.jaxpr, [*map(_wide, body.consts)], [*held, *carry, *x], noise.at_step(i))
+        ys = _run(body, [*held, *carry, *x], noise.at_step(i))
         return (i + 1, ys[:carried]), ys[carried:]
 
     start = (jnp.uint32(1), carry)
@@ -239,18 +237,18 @@ def _while(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[A
     test, body = params["cond_jaxpr"], params["body_jaxpr"]
 
     def go_on(state: Any) -> Any:
-        return _run(test.jaxpr, [*map(_wide, test.consts)], [*for_test, *state[1]], noise)[0]
+        return _run(test, [*for_test, *state[1]], noise)[0]
 
     def step(state: Any) -> Any:
         i, values = state
-        return i + 1, _run(body.jaxpr, [*map(_wide, body.consts)], [*for_body, *values], noise.at_step(i))
+        return i + 1, _run(body, [*for_body, *values], noise.at_step(i))
 
     return list(lax.while_loop(go_on, step, (jnp.uint32(1), state))[1])
 
 
 def _cond(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
     def branch(closed: ClosedJaxpr) -> Callable[..., Any]:
-        return lambda *xs: _run(closed.jaxpr, [*map(_wide, closed.consts)], xs, noise)
+        return lambda *xs: _run(closed, xs, noise)
 
     index, *rest = operands
     return list(lax.switch(index, [branch(closed) for closed in params["branches"]], *rest))
