@@ -249,6 +249,22 @@ def test_ties_that_are_paid_twice(pool: Callable[[Any], Any]) -> None:
     assert "Ties" not in str(jaxconv.check(pool, ties, skip=SLOW))
 
 
+def test_ties_are_made_where_there_are_none() -> None:
+    f = jax.custom_vjp(reshaped)
+    f.defvjp(
+        lambda x: (reshaped(x), (x, reshaped(x))),
+        lambda kept, g: (jnp.where(kept[0] == spread(kept[1]), spread(g), 0),),
+    )
+    report = jaxconv.check(f, normal(2, 6, 6, 2), skip=SLOW)
+    found = report.by_argument["x"]
+    assert report["automatic"].verdict == "ok" and found.verdict == "wrong" and found.evidence == ("ties",)
+    assert found.wrong > 1 and found.where and "Ties are paid more than once" in report["ties"].findings[0].hint
+
+
+def spread(y: Any) -> Any:
+    return y.repeat(2, 1).repeat(2, 2)
+
+
 # Which argument, how many entries, where
 
 CENTRE = np.zeros((2, 6, 7, 3), bool)

@@ -166,11 +166,16 @@ class Laboratory:
         self._compiled = in_float64(self._differentiated)
 
     def gradient(
-        self, gs: Sequence[Any], mistakes: dict[int, Mistake] | None = None, everyone: bool = False
+        self,
+        gs: Sequence[Any],
+        mistakes: dict[int, Mistake] | None = None,
+        everyone: bool = False,
+        xs: Sequence[Any] | None = None,
     ) -> tuple[Arrays, Arrays]:
-        """The gradient with mistakes in some convolutions, or in all maxima; and δ at the program's sums."""
+        """The gradient, there or at `xs`, with mistakes in some convolutions or in all maxima; and δ at the sums."""
         told = [tuple(map(np.asarray, (mistakes or {}).get(i, c.right))) for i, c in enumerate(self.convolutions)]
-        dxs, deltas = self._compiled(self._xs, self._sums, [wide(g) for g in gs], told, np.asarray(everyone))
+        at = self._xs if xs is None else list(map(wide, xs))
+        dxs, deltas = self._compiled(at, self._sums, [wide(g) for g in gs], told, np.asarray(everyone))
         return list(dxs), list(deltas)
 
     def _differentiated(self, xs: Any, sums: Any, gs: Any, told: Any, everyone: Any) -> Any:

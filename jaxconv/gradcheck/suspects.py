@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,9 @@ def explain(t: Trial, wrong: dict[int, Wrong]) -> dict[int, str]:
         _match(t, of, found, _asked_otherwise(t, k))
         _match(t, of, found, _transposed_wrongly(t, k))
         for i, w in of.items():
-            found[i] = found[i] or _summed_wrongly(t, w) or paid_twice(t, i, w) or hints.partly(w.got, w.want)
+            found[i] = (
+                found[i] or _summed_wrongly(t, w) or paid_twice(t, i, w.got, t.gs[k]) or hints.partly(w.got, w.want)
+            )
     return found
 
 
@@ -72,12 +74,12 @@ def _alike(t: Trial, i: int, w: Wrong, dx: np.ndarray) -> bool:
     return bool((np.abs(w.got - dx) <= np.maximum(w.bound, t.yardstick.bounds(others)[i])).all())
 
 
-def paid_twice(t: Trial, i: int, w: Wrong) -> str:
-    """Whether a gradient pays each winner of a tie in full, in words, or ""."""
+def paid_twice(t: Trial, i: int, got: np.ndarray, gs: Sequence[Any], xs: Sequence[Any] | None = None) -> str:
+    """Whether the gradient in argument i pays each winner of a tie in full, in words, or ""."""
     if not t.laboratory.maxima:
         return ""
-    paid = t.laboratory.gradient(t.gs[w.k], everyone=True)[0][i]
-    if _alike(t, i, w, paid):
+    paid, _ = t.laboratory.gradient(gs, everyone=True, xs=xs)
+    if (np.abs(got - paid[i]) <= t.yardstick.bounds(paid)[i]).all():
         return "Ties are paid more than once: each of the winners gets all of it, where together they should."
     return ""
 

@@ -124,15 +124,13 @@ class Trial:
         if hints:
             explained = suspects.explain(self, shown)
             findings = {i: replace(f, hint=explained[i]) for i, f in findings.items()}
-            kinks = {
-                i: replace(f, hint=f"{f.hint} {suspects.paid_twice(self, i, tied[i])}".strip())
-                for i, f in kinks.items()
-            }
+            paid = {i: suspects.paid_twice(self, i, tied[i].got, self.gs[tied[i].k]) for i in kinks}
+            kinks = {i: replace(f, hint=f"{f.hint} {paid[i]}".strip()) for i, f in kinks.items()}
         verdict = "wrong" if findings else "kink" if kinks else "ok"
-        shown_best = [self._located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
+        shown_best = [self.located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
         return Evidence(name, verdict, about, float(worst), tuple(shown_best))
 
-    def _located(self, i: int, finding: Finding, mask: np.ndarray) -> Finding:
+    def located(self, i: int, finding: Finding, mask: np.ndarray) -> Finding:
         """A finding, and of which and how many entries it is the worst."""
         path, count = self.problem.paths[i], int(mask.sum())
         return replace(finding, argument=path, wrong=count, size=mask.size, place=place(mask))
