@@ -20,24 +20,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
-from jax.extend.core import primitives as known
+from jax.extend.core import JaxprEqn
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry
-from jaxconv.transforms import bind, contains, interpret, trace
+from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
 
 # Equations that say in which order, shape, sign or precision the same numbers stand.
 _SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
-# Equations that call a program once, and where they keep it.
-_CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 
 
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:
@@ -70,7 +67,9 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     Args:
       loss: (params, example) -> a scalar; an example has the structure of the batch, without the leading axis. Layers
         that want a batch get one of size 1: `x[None]`. What else it needs, it closes over.
-      params: a pytree of floating arrays.
+      params: a pytree, such as a dict of arrays or a module of Equinox or Flax. Its floating arrays are differentiated;
+        integers, keys, functions and other settings are held, and so are an nnx module's variables that are no `Param`.
+        What an nnx module shares is one parameter.
       batch: a pytree of arrays (N, ...), all with the same N.
 
     Returns:
@@ -78,6 +77,8 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
 
     Raises:
       ValueError: when the loss is no scalar, or the batch has no common leading axis.
+      TypeError: when params are an object that is no pytree and has arrays, which JAX cannot reach; the message has the
+        lines that hand them over.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxconv
@@ -97,13 +98,14 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     function = "per_example_grad_norms"
     size = _leading_axis(function, batch)
     batch = jax.tree.map(jnp.asarray, batch)
-    params = _own(params, batch)
-    _check_scalar(function, loss, params, batch)
-    wide = any(jnp.result_type(leaf) in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(params))
+    weights, loss = _weights(function, loss, params)
+    weights = _own(weights, batch)
+    _check_scalar(function, loss, weights, batch)
+    wide = any(w.dtype in (jnp.float64, jnp.complex128) for w in weights)
     total = jnp.zeros(size, jnp.float64 if wide else jnp.float32)
     if size == 0:
         return total
-    for part in jax.vmap(functools.partial(_parts, function, loss, params))(batch):
+    for part in jax.vmap(functools.partial(_parts, function, loss, weights))(batch):
         squares = squared_norms(part) if isinstance(part, Factors) else part
         total += squares.astype(total.dtype)
     return jnp.sqrt(total)
@@ -114,7 +116,8 @@ def _leading_axis(function: str, batch: Any) -> int:
     leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(batch)}
     for name, leaf in leaves.items():
         if not getattr(leaf, "shape", ()):
-            raise ValueError(f"{function}: {name} must be an array with a leading axis of examples, but is {leaf!r}.")
+            found = repr(leaf) if isinstance(leaf, bool | int | float | complex | str) else type(leaf).__name__
+            raise ValueError(f"{function}: {name} must be an array with a leading axis of examples, but is {found}.")
     sizes = {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(sizes.values())) != 1:
         found = ", ".join(f"{name} {n}" for name, n in sizes.items()) or "no array"
@@ -141,6 +144,34 @@ def _own(params: Any, batch: Any) -> Any:
         return lax.pcast(a, shared, to="varying") if shared else a
 
     return jax.tree.map(own, params) if axes else params
+
+
+def _weights(
+    function: str, loss: Callable[[Any, Any], Any], params: Any
+) -> tuple[list[jax.Array], Callable[[Any, Any], Any]]:
+    """What is learned of params, flat, and the loss as a function of that and an example."""
+    given = leaves_of(function, params, lambda path: f"params{jax.tree_util.keystr(path)}")
+    variables = [(key, v) for key, v in jax.tree.leaves_with_path(params, is_leaf=_is_variable) if _is_variable(v)]
+    weights: dict[Any, jax.Array] = {}
+    places: list[Any] = []  # of each array, which weight it is, or None
+    for key, array in zip(given.keys, given.arrays, strict=True):
+        at, variable = next(((len(k), v) for k, v in variables if key[: len(k)] == k), (0, None))
+        learned = jnp.issubdtype(array.dtype, jnp.inexact) and (variable is None or _is_variable(variable, "Param"))
+        places.append((id(variable), key[at:]) if learned else None)
+        if learned:
+            weights[places[-1]] = array
+
+    def of_weights(learned: Sequence[Any], example: Any) -> Any:
+        named = dict(zip(weights, learned, strict=True))
+        arrays = [a if place is None else named[place] for a, place in zip(given.arrays, places, strict=True)]
+        return loss(given.place(arrays), example)
+
+    return list(weights.values()), of_weights
+
+
+def _is_variable(node: Any, kind: str = "Variable") -> bool:
+    """Whether a node of a tree is a variable of flax.nnx, which several modules may share."""
+    return any(c.__name__ == kind and c.__module__.startswith("flax.nnx") for c in type(node).__mro__)
 
 
 def _check_scalar(function: str, loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> None:
@@ -187,13 +218,11 @@ def _square(a: jax.Array) -> jax.Array:
 
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
     """One equation's results, kernel gradients withheld."""
-    if eqn.primitive in _CALLS:
-        called = eqn.params[_CALLS[eqn.primitive]]
-        program = called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())
-        if contains(program.jaxpr, _is_kernel_grad):
-            if eqn.params.get("prevent_cse"):
-                operands = [*lax.optimization_barrier([_value(a) for a in operands])]
-            return interpret(program.jaxpr, program.consts, operands, _evaluate)
+    program = called(eqn)
+    if program is not None and contains(program.jaxpr, _is_kernel_grad):
+        if eqn.params.get("prevent_cse"):
+            operands = [*lax.optimization_barrier([_value(a) for a in operands])]
+        return interpret(program.jaxpr, program.consts, operands, _evaluate)
     if _keeps_length(eqn) and isinstance(operands[0], _Withheld):
         factors, value = operands[0]
         return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]

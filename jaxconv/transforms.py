@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from jaxconv import primitives
 
 # Equations that carry a rule, and where they keep the computation it is about.
 RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
+# Equations that call a program once, and where they keep it.
+_CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 # Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
 _OPAQUE = {
     *("bitcast_convert_type", "nextafter", "random_gamma", "ffi_call", "pallas_call", "pure_callback", "io_callback"),
@@ -46,14 +49,16 @@ def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
     when f was traced.
 
     Args:
-      f: any function of arrays that JAX can trace. Positional and keyword arguments and the result are pytrees of
-        arrays; whatever is not an array (a mode, a flag, a number of groups) is bound by a closure.
+      f: any function that JAX can trace. Positional and keyword arguments and the result are pytrees; whatever in
+        them is no array (a mode, a flag, a number of groups, a module's activation) is handed through as it is. So are
+        integers and booleans of Python, and its floats where they are attributes of an object.
 
     Returns:
       A function of the same arguments with the same results, differentiable as often as JAX can do it.
 
     Raises:
-      TypeError: when called with an argument that is not an array.
+      TypeError: when called with an object that is no pytree and has arrays, which JAX cannot reach; the message has
+        the lines that hand them over.
 
     Example:
       >>> import jax, jaxconv
@@ -76,7 +81,91 @@ def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
-_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+class Leaves(NamedTuple):
+    """The arrays of a tree, and the tree they are taken from.
+
+    Attributes:
+      arrays: flat.
+      keys: the path of each in the tree.
+      paths: what each is called, such as `params['w']`.
+      held: what is no array and stays where it is, by its path.
+      place: from as many arrays to the tree with these in place of its own.
+    """
+
+    arrays: list[jax.Array]
+    keys: list[tuple[Any, ...]]
+    paths: list[str]
+    held: dict[str, Any]
+    place: Callable[[Sequence[Any]], Any]
+
+
+def leaves_of(function: str, tree: Any, named: Callable[[tuple[Any, ...]], str]) -> Leaves:
+    """The arrays of a tree, each named after its path; the rest is held.
+
+    Held are functions, strings, integers and booleans of Python, and whatever else JAX makes no array of. A float of
+    Python is an array, unless it is an attribute: those of a module (a rate, an epsilon) are settings.
+
+    Raises:
+      TypeError: when arrays lie where JAX cannot reach them, in an object that is no pytree.
+    """
+    entries, structure = jax.tree.flatten_with_path(tree)
+    paths, leaves = [named(path) for path, _ in entries], [leaf for _, leaf in entries]
+    there = [i for i, (path, leaf) in enumerate(entries) if _is_array(path, leaf, float | complex)]
+    held = {path: leaf for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if i not in set(there)}
+    for path, leaf in held.items():
+        if _hides_arrays(leaf):
+            raise TypeError(f"{function}: {path} {_remedy(function, leaf)}")
+
+    def place(arrays: Sequence[Any]) -> Any:
+        placed = list(leaves)
+        for i, array in zip(there, arrays, strict=True):
+            placed[i] = array
+        return jax.tree.unflatten(structure, placed)
+
+    arrays, keys = [jnp.asarray(leaves[i]) for i in there], [entries[i][0] for i in there]
+    return Leaves(arrays, keys, [paths[i] for i in there], held, place)
+
+
+def _is_array(path: Sequence[Any], leaf: Any, numbers: Any) -> bool:
+    """Whether JAX should see a leaf as an array; `numbers` are the types of Python that it sees so."""
+    if isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__"):
+        return True
+    if isinstance(leaf, np.ndarray | np.generic):
+        return bool(jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_)
+    setting = bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    return isinstance(leaf, numbers) and not setting
+
+
+def _hides_arrays(leaf: Any, depth: int = 4) -> bool:
+    """Whether an object that is no pytree has floating arrays as attributes, or objects that have."""
+    leaf = getattr(leaf, "__self__", leaf)
+    if depth == 0 or isinstance(leaf, type | types.ModuleType | types.FunctionType) or not hasattr(leaf, "__dict__"):
+        return False
+    try:
+        attributes = jax.tree.leaves(list(vars(leaf).values()))
+    except (TypeError, ValueError):  # a dict whose keys have no order
+        return False
+    return any(
+        jnp.issubdtype(a.dtype, jnp.inexact) if isinstance(a, jax.Array | np.ndarray) else _hides_arrays(a, depth - 1)
+        for a in attributes
+    )
+
+
+def _remedy(function: str, leaf: Any) -> str:
+    """What an object is that hides arrays, and the three lines that hand them over."""
+    kind = type(getattr(leaf, "__self__", leaf))
+    split, state, again = "arrays = {'w': model.w, ...}", "arrays", f"{kind.__name__}(**arrays)"
+    for library, lines in (
+        ("flax.nnx", ("graphdef, state = nnx.split(model)", "state", "nnx.merge(graphdef, state)")),
+        ("flax.linen", ("module, variables = model.unbind()", "variables", "module.bind(variables)")),
+    ):
+        if any(c.__module__.startswith(library) for c in kind.__mro__):
+            split, state, again = lines
+    return (
+        f"is a {kind.__name__}, no pytree, so that JAX cannot reach the arrays in it. Hand them over:\n"
+        f"    {split}\n    def g({state}, *args): return f({again}, *args)\n    jaxconv.{function}(g, {state}, ...)\n"
+        f"If they are constants, bind them: lambda *args: f(model, *args)."
+    )
 
 
 class Program(NamedTuple):
@@ -84,14 +173,18 @@ class Program(NamedTuple):
 
     Attributes:
       closed: its equations.
-      leaves: the example arguments, flat, as arrays.
+      leaves: the arrays among the example arguments, flat.
       paths: what each is called, such as `params['w']`.
+      held: what among the arguments is no array, by its path.
+      call: from flat arrays to the arrays among f's results, by calling f.
       result: from flat results to those of the function.
     """
 
     closed: ClosedJaxpr
     leaves: list[jax.Array]
     paths: list[str]
+    held: dict[str, Any]
+    call: Callable[[Sequence[Any]], list[Any]]
     result: Callable[[Sequence[jax.Array]], Any]
 
     def run(self, leaves: Sequence[Any], floats: Any = None) -> list[Any]:
@@ -100,32 +193,50 @@ class Program(NamedTuple):
 
 
 def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
-    """Trace f; `function` is who asks, for the error message."""
-    (entries, tree), names = jax.tree.flatten_with_path((args, kwargs)), _parameter_names(f, len(args))
-    paths = [_named(path, names) for path, _ in entries]
-    for path, (_, leaf) in zip(paths, entries, strict=True):
-        if not isinstance(leaf, _ARRAYS) and not hasattr(leaf, "__jax_array__"):
-            raise TypeError(
-                f"{function}: {path} must be an array, but is {leaf!r} ({type(leaf).__name__}). "
-                f"Bind what is not an array: {function}(lambda x: f(x, {leaf!r}), ...)."
-            )
-    leaves = [jnp.asarray(leaf) for _, leaf in entries]
+    """Trace f; `function` is who asks, for the error message. What is no array is held, in arguments and results."""
+    names = _parameter_names(f, len(args))
+    given = leaves_of(function, (args, kwargs), lambda path: _named(path, names))
+    result: Callable[[Sequence[Any]], Any] = given.place
 
-    def flat(*leaves: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(tree, leaves)
-        return f(*args, **kwargs)
+    def call(leaves: Sequence[Any]) -> list[Any]:
+        nonlocal result
+        args, kwargs = given.place(leaves)
+        entries, structure = jax.tree.flatten_with_path(f(*args, **kwargs))
+        arrays = [_is_array(path, leaf, bool | int | float | complex) for path, leaf in entries]
+        others = [None if array else leaf for array, (_, leaf) in zip(arrays, entries, strict=True)]
+        result = functools.partial(_placed, structure, others)
+        return [leaf for array, (_, leaf) in zip(arrays, entries, strict=True) if array]
 
     try:
-        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        closed = jax.make_jaxpr(lambda *leaves: call(leaves))(*given.arrays)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
-        numbers = [path for path, (_, leaf) in zip(paths, entries, strict=True) if isinstance(leaf, bool | int)]
+        numbers = [path for path, x in zip(given.paths, given.arrays, strict=True) if not x.shape and _counts(x.dtype)]
         if not numbers:
             raise
         raise TypeError(
-            f"{function}: f needs the value of {' or '.join(numbers)} while it is traced, where arguments are arrays. "
-            f"Bind it: {function}(lambda x: f(x, {numbers[0]}=...), ...)."
+            f"{function}: f needs the value of {' or '.join(numbers)} while it is traced, where arrays have none. "
+            f"Give it as a number of Python, which is held: {numbers[0]}.item()."
         ) from error
-    return Program(closed, leaves, paths, functools.partial(jax.tree.unflatten, jax.tree.structure(shapes)))
+    except TypeError as error:
+        if not given.held or "Error interpreting argument" not in str(error):
+            raise
+        listed = [f"{path} ({type(leaf).__name__})" for path, leaf in given.held.items()]
+        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+        raise TypeError(
+            f"{function}: f takes nothing but arrays, as jax.jit makes it, and not {', '.join(listed[:3])}{more}. Give "
+            f"what it was made of, for {function} compiles it itself; or, of an Equinox module, eqx.filter_jit of that."
+        ) from error
+    return Program(closed, given.arrays, given.paths, given.held, call, result)
+
+
+def _counts(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer) or dtype == np.bool_)
+
+
+def _placed(structure: Any, around: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    """A tree of arrays where `around` has None, and of what else it has."""
+    rest = iter(arrays)
+    return jax.tree.unflatten(structure, [next(rest) if other is None else other for other in around])
 
 
 def _parameter_names(f: Callable[..., Any], count: int) -> list[str]:
@@ -166,6 +277,14 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
         for value in eqn.params.values():
             for inner in _programs(value):
                 yield from equations(inner)
+
+
+def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The program that an equation calls once, if that is all it does."""
+    if eqn.primitive not in _CALLS:
+        return None
+    program = eqn.params[_CALLS[eqn.primitive]]
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def is_opaque(eqn: JaxprEqn) -> bool:

@@ -27,9 +27,9 @@ OUTSIDE = {
     "ops": {"jax", "numpy"},
     "layers": {"jax", "numpy"},
     "models": {"jax", "numpy"},
-    "transforms": {"jax", "numpy", "inspect"},
+    "transforms": {"jax", "numpy", "inspect", "types"},
     "per_example": {"jax", "numpy"},
-    "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib"},
+    "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "importlib", "json", "pathlib"},
     "__main__": {

@@ -20,17 +20,17 @@ from jaxconv.gradcheck.problem import (
     differentiable,
     examination,
     finite,
-    first_line,
     fits,
     gradient,
     overflow,
     prepare,
+    said,
 )
-from jaxconv.gradcheck.report import Evidence, Finding, Report
+from jaxconv.gradcheck.report import Argument, Evidence, Finding, Report
 from jaxconv.gradcheck.trial import Trial
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, large
 
-__all__ = ["KINDS", "Evidence", "Finding", "Report", "check"]
+__all__ = ["KINDS", "Argument", "Evidence", "Finding", "Report", "check"]
 
 KINDS: dict[str, Callable[[Trial], Evidence]] = {
     "structure": evidence.structure,
@@ -86,9 +86,10 @@ def check(
     how small an error it could have seen, and what was not put to the test.
 
     Args:
-      f: a function of pytrees of arrays to a pytree of arrays. Its floating arguments are differentiated, integers
-        are held. Whatever is not an array is bound by a closure. It is traced and run many times, so no side effects.
-      args: where to differentiate. All finite; any shape, empty included.
+      f: a function of pytrees to a pytree. It is traced and run many times, so no side effects.
+      args: where to differentiate: arrays of any shape, empty included, dicts of them, modules of Equinox or Flax.
+        Floating arrays, all finite, are differentiated. What else there is, is held: integers, keys, functions, words,
+        numbers of Python that are integers, booleans, or attributes of a module.
       reference: a plain function that computes what f should: it, instead of f's own forward computation, is
         differentiated automatically and in float64. Hand-written rules inside it are removed too.
       order: 2 examines the gradient of the gradient as well, in all arguments and the cotangent.
@@ -100,11 +101,13 @@ def check(
     Returns:
       A `Report`: `.ok`, `.raise_if_failed()`, `.to_dict()`, `report["adjoint"]`, and a table when printed. What is
       wrong comes with argument, entry, both values, the bound, the error in bounds and in ulps, and a hint if a usual
-      mistake (sign, factor, flip, transposition, roll, missing sum over the batch, dropped rows, …) explains all.
+      mistake (sign, factor, flip, transposition, shift, missing sum over the batch, dropped rows, …) explains all.
+      `report.by_argument["w"]` is the verdict on one argument: how many of its entries are wrong, and where.
 
     Raises:
       TypeError: f has no floating argument or no floating result, has side effects, or cannot be differentiated even
-        without its rules.
+        without its rules; or an argument is an object that is no pytree and has arrays: the message says how to hand
+        them over.
       ValueError: f(*args) fails, overflows or is NaN, an argument is not finite, or an option has no meaning.
       MemoryError: the float64 gradient would not fit.
 
@@ -142,7 +145,7 @@ def check(
 
 
 def _examine(p: Problem, order: int, seed: int, skip: Sequence[str], cuts: Collection[str]) -> Report:
-    report = Report(p.name, p.arguments)
+    report = Report(p.name, p.arguments, sizes={path: x.size for path, x in zip(p.paths, p.xs, strict=True)})
     rng = np.random.default_rng(seed)
     try:
         reverse = differentiable("check", p)
@@ -181,7 +184,7 @@ def _second_order(p: Problem, gs: Sequence[Any], rng: np.random.Generator) -> Ev
     try:
         reverse = differentiable("check", gradients)
     except (TypeError, WrongRule) as error:
-        return Evidence("second order", "skipped", first_line(error))
+        return Evidence("second order", "skipped", said(error))
     t = Trial(gradients, Yardstick(gradients, rng, finite("check", gradients), reverse), rng)
     found = [evidence.truth(t), differences(t)]
     verdicts = [e.verdict for e in found]

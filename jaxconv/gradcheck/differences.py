@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
         slope, error, sides = t.slopes(xs, t.gs[0], us, bound, value)
         allowed = bound + 4 * error
         ratio, kinked = in_bounds(abs(value - slope), allowed), sides and abs(sides[0] - sides[1])
+        alone: dict[str, Any] = {} if i is None else {"argument": t.problem.paths[i], "size": xs[i].size}
         unlike = abs(along(t.yardstick.truth[0][1], us) - slope) if t.yardstick.reverse else 0.0
         if stopped and unlike > max(allowed, 10 * (kinked or 0)):
             cut.append(i)
@@ -39,12 +41,13 @@ def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
             lost += 16 * error < abs(slope) < 10 * unlike < math.inf and not kinked
         elif kinked and kinked >= 0.1 * abs(value - slope):
             text = f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
-            kinks.append(replace(finding_of(where, value, slope, allowed, t.xs[i or 0].dtype, text), kink=True))
+            found = finding_of(where, value, slope, allowed, t.xs[i or 0].dtype, text)
+            kinks.append(replace(found, kink=True, **alone))
         else:
             worst = max(worst, ratio)
-            findings.append(finding_of(where, value, slope, allowed, t.xs[i or 0].dtype))
+            findings.append(replace(finding_of(where, value, slope, allowed, t.xs[i or 0].dtype), **alone))
     verdict = "wrong" if findings else "kink" if kinks else "ok"
-    found = sorted(findings or kinks, key=lambda f: -f.ratio)[:3]
+    shown = tuple(sorted(findings or kinks, key=lambda f: -f.ratio)[:3])
     about = f"finite differences in float64 along {count} directions and coordinates"
     if cut:
         about += f"; along {len(cut)} of them {_cut(t, cuts, cut)}"
@@ -54,7 +57,8 @@ def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
     if lost:
         about += f"; along {lost} of them automatic differentiation has no digit, even in float64: its terms cancel"
         verdict = "wrong" if verdict == "wrong" else "undecided"
-    return Evidence("differences", verdict, about, worst, tuple(found))
+    undecided = tuple(_unmeant(t, cuts, cut)) if verdict == "undecided" else ()
+    return Evidence("differences", verdict, about, worst, shown, undecided)
 
 
 def _unmeant(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> list[str]:

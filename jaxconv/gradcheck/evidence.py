@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.problem import first_line, gradient, wide
+from jaxconv.gradcheck.problem import gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
 from jaxconv.gradcheck.yardstick import in_float64, inner, known, least, ratios, size
@@ -24,13 +24,13 @@ _APART = 2.0**-4
 def structure(t: Trial) -> Evidence:
     """Shapes and dtypes of the cotangents are those of the arguments."""
     _, dxs = jax.eval_shape(gradient(t.problem.f), t.xs, t.gs[0])
-    findings = [
-        f"{path}: {dx.dtype}{list(dx.shape)} instead of {x.dtype}{list(x.shape)}"
+    findings = {
+        path: f"{path}: {dx.dtype}{list(dx.shape)} instead of {x.dtype}{list(x.shape)}"
         for path, x, dx in zip(t.problem.paths, t.xs, dxs, strict=True)
         if (dx.shape, dx.dtype) != (x.shape, x.dtype)
-    ]
-    about = "; ".join(findings) or "each cotangent has its argument's shape and dtype"
-    return Evidence("structure", "wrong" if findings else "ok", about)
+    }
+    about = "; ".join(findings.values()) or "each cotangent has its argument's shape and dtype"
+    return Evidence("structure", "wrong" if findings else "ok", about, arguments=tuple(findings))
 
 
 def forward(t: Trial) -> Evidence:
@@ -86,7 +86,8 @@ def truth(t: Trial) -> Evidence:
     if whole:
         return replace(entries, verdict="wrong", ratio=max(f.ratio for f in whole), findings=tuple(whole))
     if hidden := [path for path, smallest in t.resolution.items() if smallest >= 1]:
-        return replace(entries, verdict="undecided", about=f"{about}: {', '.join(hidden)} might as well be 0")
+        about = f"{about}: {', '.join(hidden)} might as well be 0"
+        return replace(entries, verdict="undecided", about=about, arguments=tuple(hidden))
     return entries
 
 
@@ -100,8 +101,10 @@ def _as_a_whole(t: Trial, i: int, comparisons: Sequence[Comparison]) -> Iterator
         jumps = float(np.sum(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i] * np.abs(want)))
         bound = t.yardstick.along_itself(i, want, t.gs[k]) + jumps
         if not abs(off) <= bound:
-            where = f"all of {t.problem.paths[i]}, as a multiple of what it should be,"
-            yield finding_of(where, 1 + off / square, 1.0, bound / square, t.xs[i].dtype)
+            path, size = t.problem.paths[i], t.xs[i].size
+            where = f"all of {path}, as a multiple of what it should be,"
+            found = finding_of(where, 1 + off / square, 1.0, bound / square, t.xs[i].dtype)
+            yield replace(found, argument=path, wrong=size, size=size, place="everywhere")
             return
 
 
@@ -119,7 +122,7 @@ def adjoint(t: Trial) -> Evidence:
         try:
             along, whose = exact([wide(x) for x in t.xs], [wide(u) for u in us]), "the exact J: f has no forward mode"
         except Exception as error:
-            return Evidence("adjoint", "skipped", f"no forward mode, with f's rules or without: {first_line(error)}")
+            return Evidence("adjoint", "skipped", f"no forward mode, with f's rules or without: {said(error)}")
     tiny = sum(least(a.dtype) * float(np.abs(wide(a)).sum()) for a in (*us, *t.gs[0]))
     along, us, vs = list(map(wide, along)), list(map(wide, us)), list(map(wide, t.gs[0]))
     left = sum(float(np.sum(np.where(v == 0, 0, v * a))) for v, a in zip(vs, along, strict=True))
@@ -206,7 +209,7 @@ def vmap(t: Trial) -> Evidence:
         together = jax.jit(jax.vmap(gradient(t.problem.f)))(stacked, cotangents)[1]
         got = jax.jit(gradient(batched))(shared, cotangents)[1] if shared else []
     except Exception as error:
-        return Evidence("vmap", "skipped", f"f has no vmap: {first_line(error)}")
+        return Evidence("vmap", "skipped", f"f has no vmap: {said(error)}")
     at = list(zip(points, t.gs, strict=False))
     comparisons = [
         Comparison([np.asarray(a)[k] for a in together], singly[k], [at[k]], times=2, own=True) for k in range(2)

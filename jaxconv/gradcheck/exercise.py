@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
+from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.differences import along
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
@@ -68,7 +69,10 @@ def ties(t: Trial) -> Evidence:
         worst = max(worst, ratio)
         if ratio > 1:
             hint = "All that share a tie receive together what one of them would."
-            findings.append(replace(finding_of(where, value, slope, bound, t.xs[i].dtype), hint=hint))
+            hint = suspects.paid_twice(t, i, got[i], gs, point) or hint
+            found = replace(finding_of(where, value, slope, bound, t.xs[i].dtype), hint=hint)
+            exact = t.yardstick.exact(point, gs)[1]
+            findings.append(t.located(i, found, np.abs(got[i] - exact[i]) > t.yardstick.bounds(exact)[i]))
     about = f"slopes along {count} directions that keep ties, with arguments rounded to a few values"
     return Evidence(name, "wrong" if findings else "ok", about, worst, tuple(findings[:3]))
 

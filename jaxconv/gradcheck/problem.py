@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +80,8 @@ class Problem(NamedTuple):
         return [move(np.asarray(x)) for x in self.xs]
 
 
-def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program) -> Problem:
-    """Restrict f (a function of flat leaves) and what it computes to their float arguments and results."""
+def _problem(name: str, program: Program, plain: Program) -> Problem:
+    """Restrict f and what it computes to their float arguments and results."""
     leaves, results = program.leaves, program.closed.out_avals
     floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     outputs = [i for i, aval in enumerate(results) if jnp.issubdtype(aval.dtype, jnp.floating)]
@@ -92,7 +93,7 @@ def _problem(name: str, f: Callable[..., Any], program: Program, plain: Program)
         return full
 
     def own(xs: Sequence[Any]) -> tuple[Any, ...]:
-        ys = jax.tree.leaves(f(*placed(xs)))
+        ys = program.call(placed(xs))
         return tuple(ys[i] for i in outputs)
 
     def plainly(xs: Sequence[Any], floats: Any = None) -> tuple[Any, ...]:
@@ -151,8 +152,7 @@ def prepare(function: str, f: Callable[..., Any], args: tuple[Any, ...], referen
                 f"{function}: {path} is sharded over a mesh with explicit axes. Pass arrays of one device: "
                 f"jax.device_get({path}), or a mesh with AxisType.Auto."
             )
-    structure = jax.tree.structure(args)
-    return _problem(name, lambda *leaves: f(*jax.tree.unflatten(structure, leaves)), program, plain)
+    return _problem(name, program, plain)
 
 
 def _traced(function: str, name: str, f: Callable[..., Any], args: tuple[Any, ...]) -> Program:
@@ -161,7 +161,10 @@ def _traced(function: str, name: str, f: Callable[..., Any], args: tuple[Any, ..
     except Exception as error:
         if str(error).startswith(f"{function}: "):
             raise
-        raise ValueError(f"{function}: {name} fails on these arguments. {first_line(error)}") from error
+        again = (
+            f" Hand the module over: {function}(f, model, ...)." if type(error).__name__ == "TraceContextError" else ""
+        )
+        raise ValueError(f"{function}: {name} fails on these arguments. {said(error)}{again}") from error
 
 
 def _shapes(program: Program) -> str:
@@ -175,7 +178,8 @@ def _has_gradient(function: str, name: str, program: Program) -> None:
             f"{function}: {name} is complex. Split what it takes and returns into real and imaginary parts."
         )
     if not any(jnp.issubdtype(d, jnp.floating) for d in arguments):
-        listed = ", ".join(map(str, arguments)) or "no arguments at all"
+        held = [f"{path} ({type(leaf).__name__})" for path, leaf in program.held.items()]
+        listed = ", ".join([*map(str, arguments), *held]) or "no arguments at all"
         raise TypeError(f"{function}: {name} has no floating argument to differentiate, but {listed}.")
     if not results:
         raise TypeError(f"{function}: {name} returns nothing. Return what is to be differentiated.")
@@ -207,9 +211,9 @@ def differentiable(function: str, p: Problem) -> bool:
     plain = _failure(gradient(p.plain), p.xs, p.ys)
     own = _failure(gradient(p.f), p.xs, p.ys)
     if own is not None and plain is not None:
-        raise TypeError(f"{function}: {p.name} cannot be differentiated in reverse mode. {first_line(own)}") from own
+        raise TypeError(f"{function}: {p.name} cannot be differentiated in reverse mode. {said(own)}") from own
     if own is not None:
-        raise WrongRule(f"{p.name}'s rule fails where automatic differentiation does not. {first_line(own)}") from own
+        raise WrongRule(f"{p.name}'s rule fails where automatic differentiation does not. {said(own)}") from own
     return plain is None
 
 
@@ -259,7 +263,8 @@ def _free_memory() -> float:
         return float("inf")
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:200]}"
+def said(error: BaseException) -> str:
+    """What an error says, up to its first empty line; without addresses, which say nothing."""
+    paragraph = str(error).strip().partition("\n\n")[0]
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(paragraph.split()))
+    return f"{type(error).__name__}: {text}"

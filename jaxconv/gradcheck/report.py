@@ -17,9 +17,14 @@ class Finding:
       value: what f's gradient says.
       expected: what it should say.
       bound: how far rounding may take the one from the other.
-      ulps: the error in units in the last place of `expected`, in the gradient's own dtype.
+      ulps: the error in units in the last place of `expected`, in the gradient's own dtype; NaN where rounding may make
+        of `expected` a zero or of a zero `expected`, which has no last place.
       hint: what mistake would explain the whole array, if one does; at a kink, what is around it.
       kink: whether it is at a kink, where no one value is the right one.
+      argument: the path of the argument whose gradient it is an entry of; "" if it is of several.
+      wrong: how many entries of that gradient are wrong (at a kink: differ), as far as this evidence looked.
+      size: how many entries it has.
+      place: where they are, such as "everywhere" or "the last of 5 along axis 1"; "" if only some were looked at.
     """
 
     where: str
@@ -29,6 +34,10 @@ class Finding:
     ulps: float
     hint: str = ""
     kink: bool = False
+    argument: str = ""
+    wrong: int = 1
+    size: int = 1
+    place: str = ""
 
     @property
     def ratio(self) -> float:
@@ -40,15 +49,25 @@ class Finding:
             return f"{self.where} is {self.value:.9g}, and by other means {self.expected:.9g}: a kink. {self.hint}"
         if not math.isfinite(self.value):
             return f"{self.where} is {self.value}, but should be {self.expected:.9g}."
-        text = (
-            f"{self.where} is {self.value:.9g}, but should be {self.expected:.9g} ± {self.bound:.2g}: "
-            f"off by {self.ratio:.3g} bounds ({self.ulps:.3g} ulps)."
-        )
+        text = f"{self.where} is {self.value:.9g}, but should be {self.expected + 0.0:.9g}"
+        if self.expected == 0 and self.bound < _NOTHING * abs(self.value):
+            text += " exactly."
+        else:
+            ulps = "" if math.isnan(self.ulps) else f" ({self.ulps:.3g} ulps)"
+            text += f" ± {self.bound:.2g}: off by {self.ratio:.3g} bounds{ulps}."
         return f"{text} {self.hint}" if self.hint else text
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("where", "value", "expected", "bound", "ulps", "hint", "kink")
-        return {name: plain(getattr(self, name)) for name in names} | {"ratio": plain(self.ratio)}
+        known = {name: plain(value) for name, value in vars(self).items()}
+        return known | {"ratio": plain(self.ratio), "ulps": None if math.isnan(self.ulps) else plain(self.ulps)}
+
+
+# The kinds that look at every entry of every argument.
+_ENTRYWISE = ("automatic", "linearity", "vmap", "jit")
+# More right arguments than this share a line.
+_LISTED = 8
+# A bound so much smaller than the error says that nothing rounds there.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class Evidence:
       about: what was compared, or why not.
       ratio: the worst error in units of its bound; at most 1 when all is well; NaN where nothing is measured.
       findings: the worst entry of each wrong argument, or of each argument at a kink.
+      arguments: the paths of arguments that are wrong as a whole, in shape or dtype, or that it cannot decide on.
     """
 
     name: str
@@ -69,6 +89,7 @@ class Evidence:
     about: str
     ratio: float = math.nan
     findings: tuple[Finding, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -78,6 +99,32 @@ class Evidence:
             "ratio": plain(self.ratio),
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The verdict on the gradient in one argument.
+
+    Attributes:
+      path: what it is called, such as `params['w']`.
+      verdict: "ok", "wrong", "kink" (differs where any convention has a point) or "undecided" (no evidence could tell,
+        or none looked at its entries).
+      wrong: how many entries are wrong, or differ at a kink, by the evidence that found most.
+      size: of how many.
+      where: where these are: "everywhere", "the last of 5 along axis 1", "every 2nd from index 0 of 8 along axis 2",
+        …; "" if none is, or if only some entries were looked at.
+      evidence: the kinds that found it wrong.
+    """
+
+    path: str
+    verdict: str
+    wrong: int
+    size: int
+    where: str = ""
+    evidence: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"evidence": list(self.evidence)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +138,7 @@ class Report:
       resolution: how small an error could have been seen: by which part each argument's gradient could be off as a
         whole before it is called wrong (0.01 is one per cent); 0 where the gradient is 0, and any other would be seen.
       untried: what of the function was not put to the test, a sentence each.
+      sizes: how many entries each argument has, by its path.
     """
 
     function: str
@@ -98,6 +146,7 @@ class Report:
     evidence: tuple[Evidence, ...] = field(default=())
     resolution: Mapping[str, float] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -114,6 +163,28 @@ class Report:
     def ok(self) -> bool:
         """Whether the gradient is right: something was compared, and nothing is wrong or undecided."""
         return self.verdict == "right"
+
+    @property
+    def by_argument(self) -> dict[str, Argument]:
+        """Each argument's own verdict, by its path."""
+        return {path: self._argument(path, size) for path, size in self.sizes.items()}
+
+    def _argument(self, path: str, size: int) -> Argument:
+        of = [(e, f) for e in self.evidence for f in e.findings if f.argument == path]
+        wrong = [(e.name, f) for e, f in of if e.verdict == "wrong" and not f.kink]
+        kinks = [(e.name, f) for e, f in of if f.kink]
+        whole = [e.name for e in self.evidence if e.verdict == "wrong" and path in e.arguments]
+        if wrong or whole:
+            located = [f for _, f in wrong if f.place] or [f for _, f in (*kinks, *wrong)]
+            found = max(located, key=lambda f: f.wrong, default=None)
+            count, where = (found.wrong, found.place) if found else (size, "everywhere")
+            return Argument(path, "wrong", count, size, where, tuple(dict.fromkeys([*whole, *(n for n, _ in wrong)])))
+        if kinks:
+            found = max((f for _, f in kinks), key=lambda f: f.wrong)
+            return Argument(path, "kink", found.wrong, size, found.place)
+        hidden = any(e.verdict == "undecided" and path in e.arguments for e in self.evidence)
+        seen = any(e.name in _ENTRYWISE and e.verdict != "skipped" for e in self.evidence)
+        return Argument(path, "ok" if seen and not hidden else "undecided", 0, size)
 
     def with_evidence(self, *more: Evidence) -> Report:
         return replace(self, evidence=(*self.evidence, *more))
@@ -137,6 +208,7 @@ class Report:
             "ok": self.ok,
             "verdict": self.verdict,
             "arguments": list(self.arguments),
+            "by_argument": [a.to_dict() for a in self.by_argument.values()],
             "resolution": {path: plain(smallest) for path, smallest in self.resolution.items()},
             "untried": list(self.untried),
             "evidence": [e.to_dict() for e in self.evidence],
@@ -150,12 +222,31 @@ class Report:
             for e in self.evidence
         ]
         lines += table(("evidence", "verdict", "error/bound", "what was compared"), rows)
+        if any(a.verdict != "ok" for a in self.by_argument.values()):
+            lines += self._arguments()
         for e in self.evidence:
             lines += [f"{e.name}: {finding}" for finding in e.findings]
         if seen := [f"{path} {_percent(smallest)}" for path, smallest in self.resolution.items() if smallest]:
             lines.append(f"An error of the whole would have been seen from: {', '.join(seen)}.")
         lines += [f"Not tried: {sentence}" for sentence in self.untried]
         return "\n".join(lines)
+
+    def _arguments(self) -> list[str]:
+        """A line for each argument, the wrong ones first; those that are right together if they are many."""
+        order = ("wrong", "kink", "undecided", "ok")
+        listed = sorted(self.by_argument.values(), key=lambda a: order.index(a.verdict))
+        right = [a for a in listed if a.verdict == "ok"]
+        rows = [
+            (a.path, a.verdict.upper() if a.verdict in ("wrong", "undecided") else a.verdict, _part(a), a.where)
+            for a in (listed if len(right) <= _LISTED else listed[: -len(right)])
+        ]
+        if len(right) > _LISTED:
+            rows.append((f"{len(right)} others", "ok", "", ""))
+        return table(("argument", "verdict", "wrong entries", "where"), rows)
+
+
+def _part(a: Argument) -> str:
+    return f"{a.wrong} of {a.size}" if a.verdict in ("wrong", "kink") else ""
 
 
 def in_bounds(error: float, bound: float) -> float:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.hints import hint
+from jaxconv.gradcheck import suspects
+from jaxconv.gradcheck.laboratory import Laboratory
 from jaxconv.gradcheck.problem import Problem, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding
 from jaxconv.gradcheck.slope import differentiator
+from jaxconv.gradcheck.where import where as place
 from jaxconv.gradcheck.yardstick import Arrays, Yardstick, at_kink, known, least, ratios
 
 # More arguments than this are examined together, and a sample of them one by one.
@@ -67,6 +69,11 @@ class Trial:
         return list(range(count)) if count <= MANY else sorted(self.rng.choice(count, MANY, replace=False))
 
     @functools.cached_property
+    def laboratory(self) -> Laboratory:
+        """The function with a backward pass that can be told to make mistakes, to find the one that was made."""
+        return Laboratory(self.problem)
+
+    @functools.cached_property
     def resolution(self) -> dict[str, float]:
         """By what part each argument's gradient could be off as a whole, and be seen; 0 where it should be 0."""
         smallest: dict[str, float] = {}
@@ -86,7 +93,9 @@ class Trial:
         worst = 0.0
         findings: dict[int, Finding] = {}
         kinks: dict[int, Finding] = {}
-        shown: dict[int, tuple[Any, ...]] = {}
+        shown: dict[int, suspects.Wrong] = {}
+        tied: dict[int, suspects.Wrong] = {}
+        masks: dict[tuple[int, bool], np.ndarray] = {}
         for k, comparison in enumerate(comparisons):
             got, want = list(map(wide, comparison.got)), list(map(wide, comparison.want))
             dtypes = [x.dtype for x in self.xs]
@@ -104,43 +113,39 @@ class Trial:
                 kink = (ratio > 1) & at_kink(a, w, jumps[i])
                 for where, out in ((kink, kinks), (~kink, findings)):
                     chosen = np.where(where, ratio, 0)
+                    masks[i, out is kinks] = masks.get((i, out is kinks), False) | (chosen > 1)
                     if chosen.max() > 1 and (i not in out or chosen.max() > out[i].ratio):
                         index = tuple(map(int, np.unravel_index(chosen.argmax(), a.shape)))
                         jump = f"Around it, the gradient jumps by {jumps[i][index]:.6g}." if out is kinks else ""
                         out[i] = replace(self.finding(i, index, a, w, b, jump), kink=out is kinks)
                         self.suspects.add((i, index))
-                        shown[i] = (a, w, b, k) if out is findings else shown.get(i, ())
+                        (shown if out is findings else tied)[i] = suspects.Wrong(a, w, b, k)
                 worst = max(worst, np.where(kink, 0, ratio).max())
         if hints:
-            findings = {i: replace(finding, hint=self._hint(i, *shown[i])) for i, finding in findings.items()}
+            explained = suspects.explain(self, shown)
+            findings = {i: replace(f, hint=explained[i]) for i, f in findings.items()}
+            paid = {i: suspects.paid_twice(self, i, tied[i].got, self.gs[tied[i].k]) for i in kinks}
+            kinks = {i: replace(f, hint=f"{f.hint} {paid[i]}".strip()) for i, f in kinks.items()}
         verdict = "wrong" if findings else "kink" if kinks else "ok"
-        return Evidence(name, verdict, about, float(worst), tuple((findings or kinks).values()))
+        shown_best = [self.located(i, f, masks[i, f.kink]) for i, f in (findings or kinks).items()]
+        return Evidence(name, verdict, about, float(worst), tuple(shown_best))
+
+    def located(self, i: int, finding: Finding, mask: np.ndarray) -> Finding:
+        """A finding, and of which and how many entries it is the worst."""
+        path, count = self.problem.paths[i], int(mask.sum())
+        return replace(finding, argument=path, wrong=count, size=mask.size, place=place(mask))
 
     def finding(self, i: int, index: tuple[int, ...], got: Any, want: Any, bound: Any, text: str) -> Finding:
         value, expected, allowed = (float(a[index]) for a in (got, want, bound))
         return finding_of(entry_name(self.problem.paths[i], index), value, expected, allowed, self.xs[i].dtype, text)
 
-    def _hint(self, i: int, got: np.ndarray, want: np.ndarray, bound: np.ndarray, k: int) -> str:
-        gs, examples = self.gs[k], {}
-        sizes = {g.shape[0] for g in gs if g.ndim}
-        if len(sizes) == 1 and (n := sizes.pop()) > 1:
-            for name, keep in (("first", 0), ("last", n - 1)):
-                alone = [np.where(np.arange(n).reshape(-1, *[1] * (g.ndim - 1)) == keep, g, 0) for g in gs]
-                (_, dxs) = self.yardstick.exact(self.xs, alone)
-                examples[f"It is that of the {name} example alone: the sum over the batch is missing."] = dxs[i]
-        others = {
-            f"It is the gradient of {self.problem.paths[j]}.": other
-            for j, other in enumerate(self.yardstick.truth[k][1])
-            if j != i and other.shape == got.shape
-        }
-        ones = self.yardstick.exact(self.xs, [np.ones(g.shape) for g in gs])[1][i]
-        return hint(got, want, bound, examples | others | {"The cotangent is ignored: taken to be all ones.": ones})
-
 
 def finding_of(where: str, value: float, expected: float, bound: float, dtype: Any, text: str = "") -> Finding:
-    info = jnp.finfo(dtype)
-    ulp = max(2.0 ** math.floor(math.log2(abs(expected))) if expected and math.isfinite(expected) else 0, info.tiny)
-    return Finding(where, value, expected, bound, abs(value - expected) / (float(ulp) * float(info.eps)), text)
+    info, ulps = jnp.finfo(dtype), math.nan
+    if bound < abs(expected) < math.inf:
+        ulp = max(2.0 ** math.floor(math.log2(abs(expected))), float(info.tiny)) * float(info.eps)
+        ulps = abs(value - expected) / ulp
+    return Finding(where, value, expected, bound, ulps, text)
 
 
 def entry_name(path: str, index: Sequence[int]) -> str:
