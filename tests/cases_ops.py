@@ -75,6 +75,14 @@ def _soft_cross_entropy(logits: Any, labels: Any, rules: str) -> jax.Array:
     return jaxconv.softmax_cross_entropy(logits, labels, rules=rules)
 
 
+def _kept_cross_entropy(logits: Any, labels: Any, rules: str) -> jax.Array:
+    return jaxconv.softmax_cross_entropy(logits, labels, where=labels != 2, rules=rules)
+
+
+def _kept_squared_error(predictions: Any, targets: Any, mark: Any, rules: str) -> jax.Array:
+    return jaxconv.mean_squared_error(predictions, targets, where=mark != 2, rules=rules)
+
+
 _IMAGE, _CHANNELS = ((3, 3, 2),), ((2,), (2,))
 _OVERLAP = {"stride": 1, "padding": ((1, 0), (0, 1))}
 
@@ -104,7 +112,9 @@ OPS = [
     Op("instance_norm", jaxconv.instance_norm, ((3, 2),), _CHANNELS),
     Op("cross_entropy", partial(jaxconv.softmax_cross_entropy, label_smoothing=0.1), ((4,),), (), ((),), 4),
     Op("cross_entropy-soft", _soft_cross_entropy, ((4,), (4,))),
+    Op("cross_entropy-where", _kept_cross_entropy, ((4,),), (), ((),), 4),
     Op("mean_squared_error", jaxconv.mean_squared_error, ((3,), (3,))),
+    Op("mean_squared_error-where", _kept_squared_error, ((3,), (3,)), (), ((1,),), 4),
 ]
 
 
