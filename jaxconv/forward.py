@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Axis, Geometry
 
 
 def accumulator(dtype: Any) -> Any:
@@ -154,25 +154,25 @@ def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _axis_counts(n: int, k: int, stride: int, dilation: int, lo: int, out: int) -> np.ndarray:
-    positions = np.arange(out)[:, None] * stride + np.arange(k) * dilation - lo
-    return ((positions >= 0) & (positions < n)).sum(1)
+def _axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
+    positions = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.k) * axis.dilation - axis.lo
+    lo, hi = counted
+    return ((positions >= -lo) & (positions < axis.n + hi)).sum(1)
 
 
-def window_counts(geometry: Geometry, count_padding: bool) -> np.ndarray:
-    """How many elements each window averages over; shaped to broadcast against the output."""
+def window_counts(geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """How many elements each window averages over, those of the padding `counted` included; to broadcast against y."""
     count = np.ones((1,) * (geometry.rank + 2))
-    for axis, n in zip(geometry.layout.y[2:], geometry.axes, strict=True):
-        real = _axis_counts(n.n, n.k, n.stride, n.dilation, n.lo, n.out)
+    for axis, n, pair in zip(geometry.layout.y[2:], geometry.axes, counted, strict=True):
         along = [1] * (geometry.rank + 2)
         along[axis] = n.out
-        count = count * (np.full_like(real, n.k) if count_padding else real).reshape(along)
+        count = count * _axis_counts(n, pair).reshape(along)
     return count
 
 
-def avg_pool(x: jax.Array, geometry: Geometry, count_padding: bool) -> jax.Array:
-    """The mean of each window; 0 where a window holds nothing but padding."""
-    count = np.maximum(window_counts(geometry, count_padding), 1).astype(accumulator(x.dtype))
+def avg_pool(x: jax.Array, geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> jax.Array:
+    """The mean of each window; 0 where there is nothing to count."""
+    count = np.maximum(window_counts(geometry, counted), 1).astype(accumulator(x.dtype))
     return (window_sum(wide(x), geometry) / count).astype(x.dtype)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconv.geometry import conv_geometry, window_geometry
+from jaxconv.geometry import conv_geometry, hung_over, window_geometry
 from jaxconv.ops.conv import conv
 from jaxconv.ops.dense import dense, dropout
 from jaxconv.ops.max_pool import max_pool
@@ -163,10 +163,11 @@ def Activation(function: Callable[..., jax.Array]) -> Layer:
     return _stateless(lambda x, rules: function(x, rules=rules) if ours else function(x), lambda shape: shape)
 
 
-def _pool(op: Callable[..., Any], window: int | Sequence[int], stride: Any, padding: Any) -> Layer:
+def _pool(op: Callable[..., Any], window: int | Sequence[int], stride: Any, padding: Any, ceil_mode: bool) -> Layer:
     def out(shape: Shape) -> Shape:
         step = window if stride is None else stride
         geometry = window_geometry(op.__name__, shape[1:-1], window, stride=step, padding=padding)
+        geometry = hung_over(op.__name__, geometry, ceil_mode)
         if 0 in geometry.out:
             raise ValueError(
                 f"{op.__name__}: the input is too small: spatial {geometry.spatial} leaves nothing for a window of "
@@ -174,17 +175,22 @@ def _pool(op: Callable[..., Any], window: int | Sequence[int], stride: Any, padd
             )
         return (shape[0], *geometry.out, shape[-1])
 
-    return _stateless(lambda x, rules: op(x, window, stride=stride, padding=padding, rules=rules), out)
+    options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    return _stateless(lambda x, rules: op(x, window, rules=rules, **options), out)
 
 
-def MaxPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
+def MaxPool(
+    window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
+) -> Layer:
     """`jaxconv.max_pool`."""
-    return _pool(max_pool, window, stride, padding)
+    return _pool(max_pool, window, stride, padding, ceil_mode)
 
 
-def AvgPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
+def AvgPool(
+    window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
+) -> Layer:
     """`jaxconv.avg_pool`."""
-    return _pool(avg_pool, window, stride, padding)
+    return _pool(avg_pool, window, stride, padding, ceil_mode)
 
 
 def GlobalAvgPool() -> Layer:

@@ -67,6 +67,12 @@ def _batch_norm(x: Any, scale: Any, bias: Any, *, train: bool, **options: Any) -
     return jaxconv.batch_norm(x, scale, bias, state, train=train, **options)[0]
 
 
+def _max_unpool(y: Any, tap: Any, rules: str) -> jax.Array:
+    """Overlapping windows of two."""
+    starts = np.arange(4).reshape(1, 4, 1).astype(tap.dtype)
+    return jaxconv.max_unpool(y, starts + tap, 2, 5, stride=1, rules=rules)
+
+
 def _dropout(x: Any, rules: str) -> jax.Array:
     return jaxconv.dropout(x, 0.4, jax.random.key(3), rules=rules)
 
@@ -84,20 +90,16 @@ def _kept_squared_error(predictions: Any, targets: Any, mark: Any, rules: str) -
 
 
 _IMAGE, _CHANNELS = ((3, 3, 2),), ((2,), (2,))
+_CEIL = {"padding": ((0, 1),), "ceil_mode": True}
 _OVERLAP = {"stride": 1, "padding": ((1, 0), (0, 1))}
 
 OPS = [
     Op("max_pool", partial(jaxconv.max_pool, window=2, **_OVERLAP), _IMAGE),
     Op("max_pool-NCHW", partial(jaxconv.max_pool, window=2, layout="NCHW"), ((2, 4),)),
-    Op(
-        "max_unpool",
-        lambda y, i, rules: jaxconv.max_unpool(y, i, 2, 5, stride=1, rules=rules),
-        ((4, 2),),
-        (),
-        ((4, 2),),
-        5,
-    ),
+    Op("max_unpool", _max_unpool, ((4, 2),), (), ((4, 2),), 2),
+    Op("max_pool-ceil_mode", partial(jaxconv.max_pool, window=2, ceil_mode=True), _IMAGE),
     Op("avg_pool", partial(jaxconv.avg_pool, window=2, **_OVERLAP), _IMAGE),
+    Op("avg_pool-ceil_mode", partial(jaxconv.avg_pool, window=3, count_padding=True, **_CEIL), ((4, 2),)),
     Op("lp_pool", partial(jaxconv.lp_pool, window=2, p=2.5, **_OVERLAP), _IMAGE),
     Op("global_avg_pool", jaxconv.global_avg_pool, _IMAGE),
     Op("pads", _pads, ((3, 2),)),

@@ -114,7 +114,7 @@ def test_x_must_be_an_array(name: str) -> None:
 PAIRS = "an int, one int per axis or (lo, hi) pairs"
 PADDINGS = "one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs"
 VARY = "Give it an axis of size 1 where it does not vary: where[:, None] or where[None]."
-RESOLVED = "Pass the window, stride, padding and dilation of the max_pool."
+RESOLVED = "Pass the window, stride, padding, dilation and ceil_mode of the max_pool."
 
 # (call, error, message)
 MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
