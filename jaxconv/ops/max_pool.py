@@ -16,8 +16,9 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
+from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers
+from jaxconv.ops.wiring import boolean, check_rules, floating, integers
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:

@@ -24,7 +24,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import accumulator, mean, wide
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number, same_dtype
+from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
 
 
 class _Over(NamedTuple):

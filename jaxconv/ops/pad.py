@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.wiring import check_rules, floating
 
 Widths = tuple[tuple[int, int], ...]
 MODES = ("zero", "circular", "reflect", "edge")

@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, spatial_rank, window_geometry
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number
+from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
 # Sums over windows
 
