@@ -326,14 +326,63 @@ def kernel_grad(
     return _kernel_grad.bind(x, g, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
 
 
+# Reverse mode only
+
+_mark = Primitive("jaxconv_reverse_only")
+_marked_tangent = Primitive("jaxconv_reverse_only_tangent")
+PLAIN[_mark] = lambda x, **_: x
+
+
+def _refuse(*_: Any, rules: str) -> Any:
+    raise TypeError(
+        f"rules={rules} has reverse mode only: it is bound by jax.custom_vjp, which knows no jvp, jacfwd, hessian or "
+        'linearize. rules="fast" has them all.'
+    )
+
+
+def _mark_jvp(primals: Sequence[Any], tangents: Sequence[Any], **static: Any) -> tuple[jax.Array, Any]:
+    (x,), (t,) = primals, tangents
+    return x, t if type(t) is ad.Zero else _marked_tangent.bind(t, **static)
+
+
+_mark.def_impl(PLAIN[_mark])
+_mark.def_abstract_eval(PLAIN[_mark])
+mlir.register_lowering(_mark, mlir.lower_fun(PLAIN[_mark], multiple_results=False))
+ad.primitive_jvps[_mark] = _mark_jvp
+batching.primitive_batchers[_mark] = lambda operands, dims, **static: (_mark.bind(*operands, **static), dims[0])
+# A tangent may be transposed, never computed: not by a call, a compiled program or, before either, under `vmap`.
+_marked_tangent.def_impl(_refuse)
+_marked_tangent.def_abstract_eval(PLAIN[_mark])
+mlir.register_lowering(_marked_tangent, mlir.lower_fun(_refuse, multiple_results=False))
+ad.deflinear2(_marked_tangent, lambda ct, _, **__: [ct])
+batching.primitive_batchers[_marked_tangent] = _refuse
+
+
+def reverse_only(x: jax.Array, rules: str) -> jax.Array:
+    """x, for a `jax.custom_vjp`: reverse mode passes through, forward mode is told which rules have it."""
+    return _mark.bind(x, rules=rules)
+
+
 # Linear pairs
 
 
 class LinearPair(NamedTuple):
-    """A linear map of its first operand and the map's transpose."""
+    """A linear map and its transpose, functions (x, *integers, static=...) -> y, linear in x.
+
+    Attributes:
+      apply, transpose: as primitives, each the derivative of the other, under every transformation.
+      plain, plain_transpose: the functions they were made of.
+    """
 
     apply: Callable[..., jax.Array]
     transpose: Callable[..., jax.Array]
+    plain: Callable[..., jax.Array]
+    plain_transpose: Callable[..., jax.Array]
+
+    @property
+    def transposed(self) -> LinearPair:
+        """The same pair, entered by its other door."""
+        return LinearPair(self.transpose, self.apply, self.plain_transpose, self.plain)
 
 
 def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
@@ -356,7 +405,8 @@ def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[
     binders = {p: functools.partial(_bind_pair, p) for p in (there, back)}
     for primitive, other in ((there, back), (back, there)):
         _register_linear(primitive, binders[primitive], binders[other])
-    return LinearPair(*(lambda x, *r, static, p=p: binders[p](x, *r, static=static, depth=0) for p in (there, back)))
+    forth, fro = (lambda x, *r, static, p=p: binders[p](x, *r, static=static, depth=0) for p in (there, back))
+    return LinearPair(forth, fro, apply, transpose)
 
 
 def _bind_pair(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:

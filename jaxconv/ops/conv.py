@@ -13,7 +13,9 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.wiring import RULES, boolean, check_engine, floating, frozen, same_dtype
+from jaxconv.ops.binding import linear, linear_pair, reverse_only
+from jaxconv.ops.own_rules import held
+from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
 
 Rules = str | ConvRules
@@ -28,7 +30,7 @@ def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: An
 
 
 def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any) -> Any:
-    return _by_rule(x, w, geometry, rules, precision, dtype), (x, w)
+    return _by_rule(*reverse_only(rules, x, w), geometry, rules, precision, dtype), (x, w)
 
 
 def _backward(geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any, saved: Any, g: Any) -> Any:
@@ -47,15 +49,7 @@ def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     return wide(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
-_bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _bias_by_rule(b: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
-    return forward.bias(b, *static)
-
-
-_bias_by_rule.defvjp(lambda b, static: (forward.bias(b, *static), None), lambda static, _, g: (_bias_grad(g, static),))
+_bias = linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
 
 
 # Shared by every op on kernels
@@ -66,19 +60,19 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_kernel_rules(function: str, rules: Any) -> None:
-    if not isinstance(rules, ConvRules) and rules not in RULES:
-        raise ValueError(
-            f"{function}: rules must be one of {', '.join(RULES)} or a ConvRules(input_grad, kernel_grad), "
-            f"but is {rules!r}."
-        )
+def check_kernel_rules(function: str, rules: Any) -> Rules:
+    """The rules of an op with a kernel, the caller's held to their contract."""
+    check_rules(function, rules)
+    return held(function, rules) if isinstance(rules, ConvRules) else rules
 
 
-def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) -> tuple[list[jax.Array], str, int]:
+def prepare(
+    function: str, rules: Any, engine: Any, layout: Any, **arrays: Any
+) -> tuple[list[jax.Array], Rules, str, int]:
     """Validate what all ops on kernels share: two arrays of one floating dtype and rank, and the choices."""
     values = {name: floating(function, name, value) for name, value in arrays.items()}
     same_dtype(function, **values)
-    check_kernel_rules(function, rules)
+    rules = check_kernel_rules(function, rules)
     check_engine(function, engine)
     layout = check_layout(function, layout)
     (first, a), (second, b) = values.items()
@@ -88,7 +82,7 @@ def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) 
             f"{function}: {second} must have as many axes as {first}, but {b.ndim} != {a.ndim} "
             f"({second}.shape = {b.shape}, {first}.shape = {a.shape}). A single example needs a batch axis: [None]."
         )
-    return [a, b], layout, rank
+    return [a, b], rules, layout, rank
 
 
 def evaluate(
@@ -116,7 +110,7 @@ def convolve(
         return primitives.conv(x, w, geometry, precision=precision, dtype=dtype or x.dtype, engine=engine)
     if rules == "autodiff":
         return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
-    x, w = primitives.alike(x, w)
+    x, w = reverse_only(rules, *primitives.alike(x, w))
     return _by_rule(x, w, geometry, rule_set(rules), precision, dtype)
 
 
@@ -157,10 +151,7 @@ def check_bias(function: str, b: Any, channels: int, x: jax.Array) -> jax.Array:
 
 def add_bias(y: jax.Array, b: jax.Array, channel: int, rules: Rules) -> jax.Array:
     """y with b added along its channel axis, the gradient of b bound as `rules` says."""
-    b, static = b.astype(y.dtype), (y.shape, channel)
-    if rules == "autodiff":
-        return y + forward.bias(b, *static)
-    return y + (_bias.apply(b, static=static) if rules == "fast" else _bias_by_rule(b, static))
+    return y + linear(rules, _bias, (y.shape, channel), b.astype(y.dtype))
 
 
 def check_cotangent(
@@ -242,7 +233,7 @@ def conv(
     Source: the trilinear form in `jaxconv.rules.textbook` and its derivation in `jaxconv.rules.rotated`.
     """
     function = "conv"
-    (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
         groups=groups, layout=layout, flip_kernel=boolean(function, "flip_kernel", flip_kernel),
@@ -297,7 +288,7 @@ def conv_input_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_input_grad"
-    (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
+    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
     place = Layout.of(layout, rank)
     channels = w.shape[place.w[1]] * integer(function, "groups", groups, 1)
     x_shape = placed(
@@ -357,7 +348,7 @@ def conv_kernel_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_kernel_grad"
-    (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
+    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
     channels, outputs = x.shape[place.x[1]], g.shape[place.y[1]]
     per_group = check_groups(function, "x", channels, groups)

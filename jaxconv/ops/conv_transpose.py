@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, per_axis, placed
+from jaxconv.ops.binding import reverse_only
 from jaxconv.ops.conv import (
     Rules,
     add_bias,
@@ -33,7 +34,7 @@ def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: An
 
 
 def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> Any:
-    return _by_rule(x, w, geometry, rules, precision), (x, w)
+    return _by_rule(*reverse_only(rules, x, w), geometry, rules, precision), (x, w)
 
 
 def _backward(geometry: Geometry, rules: ConvRules, precision: Any, saved: Any, g: Any) -> Any:
@@ -94,7 +95,7 @@ def conv_transpose(
     Source: the middle row of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose"
-    (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_transpose_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
         dilation=dilation, groups=groups, layout=layout,
@@ -103,7 +104,8 @@ def conv_transpose(
     if rules in ("fast", "autodiff"):
         y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
     else:
-        y = _by_rule(*primitives.alike(x, w), geometry, rule_set(rules), frozen(precision))
+        x, w = reverse_only(rules, *primitives.alike(x, w))
+        y = _by_rule(x, w, geometry, rule_set(rules), frozen(precision))
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 
@@ -146,7 +148,7 @@ def conv_transpose_input_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_input_grad"
-    (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
+    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
     place = Layout.of(layout, rank)
     spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
     geometry = conv_transpose_geometry(
@@ -199,7 +201,7 @@ def conv_transpose_kernel_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_kernel_grad"
-    (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
+    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
     per_group = check_groups(function, "g", g.shape[place.x[1]], groups)
     taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)

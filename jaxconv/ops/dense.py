@@ -56,7 +56,7 @@ def dense(
     function = "dense"
     x, w = floating(function, "x", x), floating(function, "w", w)
     same_dtype(function, x=x, w=w)
-    check_kernel_rules(function, rules)
+    rules = check_kernel_rules(function, rules)
     if w.ndim != 2:
         raise ValueError(f"{function}: w must be a (c, o) matrix, but w.shape = {w.shape} has {w.ndim} != 2 axes.")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import linear, linear_pair
 from jaxconv.ops.wiring import check_rules, floating
 
 Widths = tuple[tuple[int, int], ...]
@@ -56,19 +56,7 @@ def _fold(g: jax.Array, static: tuple[Widths, str]) -> jax.Array:
     return dx.astype(g.dtype)
 
 
-_border = primitives.linear_pair("pad", lambda x, static: forward.pad(x, *static), _fold)
-
-
-def _tangent(static: tuple[Widths, str], _: None, t: jax.Array) -> jax.Array:
-    return _border.apply(t, static=static)
-
-
-_PAD = Rule(
-    primal=lambda static, x: forward.pad(x, *static),
-    forward=lambda static, x: (forward.pad(x, *static), None),
-    tangent=_tangent,
-    cotangent=lambda static, _, g: (_fold(g, static),),
-)
+_border = linear_pair("pad", lambda x, static: forward.pad(x, *static), _fold)
 
 
 def pad(
@@ -129,5 +117,4 @@ def pad(
     widths = [(0, 0)] * x.ndim
     for axis, pair in zip(place.x[2:], pairs, strict=True):
         widths[axis] = pair
-    static = (tuple(widths), mode)
-    return _border.apply(x, static=static) if rules == "fast" else apply(rules, _PAD, static, x)
+    return linear(rules, _border, (tuple(widths), mode), x)

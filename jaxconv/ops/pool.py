@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, spatial_rank, window_geometry
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import Rule, apply, linear_pair
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
 # Sums over windows
@@ -72,7 +72,7 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
     return spread.astype(g.dtype)
 
 
-_windows = primitives.linear_pair("window_sum", _window_sum, _spread)
+_windows = linear_pair("window_sum", _window_sum, _spread)
 
 
 def _weight(static: tuple[Geometry, bool], dtype: Any) -> np.ndarray:

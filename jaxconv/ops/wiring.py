@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.rules import NAMED
+from jaxconv.rules import NAMED, ConvRules
 
 RULES = (*NAMED, "autodiff")
 ENGINES = ("auto", "xla")
 
 
 def check_rules(function: str, rules: Any) -> None:
-    if not isinstance(rules, str) or rules not in RULES:
-        raise ValueError(f"{function}: rules must be one of {', '.join(RULES)}, but is {rules!r}.")
+    if not isinstance(rules, ConvRules) and not (isinstance(rules, str) and rules in RULES):
+        raise ValueError(
+            f"{function}: rules must be one of {', '.join(RULES)} or a ConvRules(input_grad, kernel_grad), "
+            f"but is {rules!r}."
+        )
 
 
 def check_engine(function: str, engine: Any) -> None:
