@@ -369,7 +369,7 @@ def reverse_only(x: jax.Array, rules: str) -> jax.Array:
 class LinearPair(NamedTuple):
     """A linear map and its transpose, functions (x, *integers, static=...) -> y, linear in x.
 
-    Attributes:
+    Args:
       apply, transpose: as primitives, each the derivative of the other, under every transformation.
       plain, plain_transpose: the functions they were made of.
     """

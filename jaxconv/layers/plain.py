@@ -2,76 +2,111 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxconv.geometry import window_geometry
-from jaxconv.layers.base import Layer, Params, Shape, State
-from jaxconv.ops.dense import dropout
+from jaxconv.layers.base import Layer, Params, Shape, State, check_large_enough, check_windows, layer
+from jaxconv.ops.dense import check_rate, dropout
 from jaxconv.ops.max_pool import max_pool
-from jaxconv.ops.pool import avg_pool, global_avg_pool
+from jaxconv.ops.pad import check_border, pad
+from jaxconv.ops.pool import avg_pool, check_power, global_avg_pool, lp_pool
 
 
-def _stateless(function: Callable[..., jax.Array], out: Callable[[Shape], Shape]) -> Layer:
-    """A layer without parameters from an op that takes `rules`."""
+def _plain(function: Callable[..., jax.Array], check: Callable[[Shape, Any], None]) -> Layer:
+    """A layer from a function of x and `rules`; `check` judges what it makes of a shape."""
 
-    def apply(params: Params, state: State, x: jax.Array, *, rules: Any = "fast", **_: Any) -> tuple[jax.Array, State]:
+    def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
+        out = jax.eval_shape(lambda x: function(x, rules="fast"), jax.ShapeDtypeStruct(shape, jnp.float32))
+        check(shape, out)
+        return {}, {}, out.shape
+
+    def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
         return function(x, rules=rules), state
 
-    return Layer(lambda key, shape: ({}, {}, out(shape)), apply)
+    return layer(init, compute)
 
 
 def Activation(function: Callable[..., jax.Array]) -> Layer:
-    """An elementwise function; those of this library get the network's `rules`."""
-    ours = function.__module__.startswith("jaxconv.")
-    return _stateless(lambda x, rules: function(x, rules=rules) if ours else function(x), lambda shape: shape)
+    """An elementwise function, of this library (it gets the network's `rules`) or any other."""
+    if not callable(function):
+        raise TypeError(f"Activation: function must be a function, but is {function!r}.")
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name, ours = getattr(inner, "__name__", type(inner).__name__), _is_ours(inner)
 
-
-def _pool(op: Callable[..., Any], window: int | Sequence[int], stride: Any, padding: Any) -> Layer:
-    def out(shape: Shape) -> Shape:
-        step = window if stride is None else stride
-        geometry = window_geometry(op.__name__, shape[1:-1], window, stride=step, padding=padding)
-        if 0 in geometry.out:
+    def check(shape: Shape, out: Any) -> None:
+        if not isinstance(out, jax.ShapeDtypeStruct):
+            raise TypeError(f"Activation: `{name}` must return one array, but returns a {type(out).__name__}.")
+        if out.shape != shape or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(
-                f"{op.__name__}: the input is too small: spatial {geometry.spatial} leaves nothing for a window of "
-                f"{geometry.taps}. Use larger images or another model."
+                f"Activation: `{name}` must be elementwise, but maps float32{list(shape)} to "
+                f"{out.dtype}{list(out.shape)}. For another kind of map, write a Layer(init, apply)."
             )
-        return (shape[0], *geometry.out, shape[-1])
 
-    return _stateless(lambda x, rules: op(x, window, stride=stride, padding=padding, rules=rules), out)
+    return _plain(lambda x, rules: function(x, rules=rules) if ours else function(x), check)
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("jaxconv.")
+
+
+def _windowed(name: str, function: Callable[..., jax.Array]) -> Layer:
+    def check(shape: Shape, out: Any) -> None:
+        check_large_enough(name, shape[1:-1], out.shape[1:-1])
+
+    return _plain(function, check)
+
+
+def _pool(name: str, op: Callable[..., Any], window: Any, stride: Any, padding: Any) -> Layer:
+    check_windows(name, padding, window=(window, 1), stride=(window if stride is None else stride, 1))
+    return _windowed(name, lambda x, rules: op(x, window, stride=stride, padding=padding, rules=rules))
 
 
 def MaxPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
     """`jaxconv.max_pool`."""
-    return _pool(max_pool, window, stride, padding)
+    return _pool("MaxPool", max_pool, window, stride, padding)
 
 
 def AvgPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
     """`jaxconv.avg_pool`."""
-    return _pool(avg_pool, window, stride, padding)
+    return _pool("AvgPool", avg_pool, window, stride, padding)
+
+
+def LpPool(window: int | Sequence[int], p: float, *, stride: Any = None, padding: Any = "VALID") -> Layer:
+    """`jaxconv.lp_pool`: the p-norm of each window."""
+    return _pool("LpPool", functools.partial(lp_pool, p=check_power("LpPool", p)), window, stride, padding)
 
 
 def GlobalAvgPool() -> Layer:
     """`jaxconv.global_avg_pool`."""
-    return _stateless(lambda x, rules: global_avg_pool(x, rules=rules), lambda shape: (shape[0], shape[-1]))
+    return _plain(global_avg_pool, lambda shape, out: None)
+
+
+def Pad(padding: int | Sequence[Any], *, mode: str = "zero") -> Layer:
+    """`jaxconv.pad`: a border of zeros, or of the image's own elements; negative widths crop."""
+    check_border("Pad", padding, mode)
+    check_windows("Pad", padding)
+    return _windowed("Pad", lambda x, rules: pad(x, padding, mode=mode, rules=rules))
 
 
 def Flatten() -> Layer:
     """All axes but the batch in one."""
-    return _stateless(
-        lambda x, rules: x.reshape(x.shape[0], math.prod(x.shape[1:])), lambda shape: (shape[0], math.prod(shape[1:]))
-    )
+    return _plain(lambda x, rules: x.reshape(x.shape[0], math.prod(x.shape[1:])), lambda shape, out: None)
 
 
 def Dropout(rate: float) -> Layer:
     """`jaxconv.dropout` in training, the identity otherwise."""
+    rate = check_rate("Dropout", rate)
 
-    def apply(
-        params: Params, state: State, x: jax.Array, *, train: bool = False, key: Any = None, rules: Any = "fast"
+    def compute(
+        params: Params, state: State, x: jax.Array, *, train: bool, key: Any, rules: Any
     ) -> tuple[jax.Array, State]:
         return (dropout(x, rate, key, rules=rules) if train else x), state
 
-    return Layer(lambda key, shape: ({}, {}, shape), apply)
+    return layer(lambda key, shape: ({}, {}, shape), compute)

@@ -86,6 +86,13 @@ _DROPOUT = Rule(
 )
 
 
+def check_rate(function: str, rate: Any) -> float:
+    rate = number(function, "rate", rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
+    return rate
+
+
 def _check_key(function: str, key: Any) -> None:
     """One key, of the new kind or of the old (two words of 32 bits)."""
     new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -123,9 +130,7 @@ def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -
     function = "dropout"
     x = floating(function, "x", x)
     check_rules(function, rules)
-    rate = number(function, "rate", rate)
-    if not 0 <= rate < 1:
-        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
+    rate = check_rate(function, rate)
     _check_key(function, key)
     if rate == 0:
         return x

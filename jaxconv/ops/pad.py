@@ -59,6 +59,13 @@ def _fold(g: jax.Array, static: tuple[Widths, str]) -> jax.Array:
 _border = linear_pair("pad", lambda x, static: forward.pad(x, *static), _fold)
 
 
+def check_border(function: str, padding: Any, mode: Any) -> None:
+    if mode not in MODES:
+        raise ValueError(f"{function}: mode must be one of {', '.join(MODES)}, but is {mode!r}.")
+    if isinstance(padding, str):
+        raise ValueError(f"{function}: padding must be an int, one int per axis or (lo, hi) pairs, but is {padding!r}.")
+
+
 def pad(
     x: ArrayLike,
     padding: int | Sequence[Any],
@@ -99,10 +106,7 @@ def pad(
     x = floating("pad", "x", x)
     layout = check_layout("pad", layout)
     check_rules("pad", rules)
-    if mode not in MODES:
-        raise ValueError(f"pad: mode must be one of {', '.join(MODES)}, but is {mode!r}.")
-    if isinstance(padding, str):
-        raise ValueError(f"pad: padding must be an int, one int per axis or (lo, hi) pairs, but is {padding!r}.")
+    check_border("pad", padding, mode)
     rank = spatial_rank("pad", "x", x.shape, layout)
     place = Layout.of(layout, rank)
     sizes = [x.shape[axis] for axis in place.x[2:]]

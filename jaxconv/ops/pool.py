@@ -164,6 +164,13 @@ def pool_geometry(
     )  # fmt: skip
 
 
+def check_power(function: str, p: Any) -> float:
+    p = number(function, "p", p)
+    if not 1 <= p < math.inf:
+        raise ValueError(f"{function}: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
+    return p
+
+
 def avg_pool(
     x: ArrayLike,
     window: int | Sequence[int],
@@ -247,10 +254,7 @@ def lp_pool(
     """
     z, geometry = pool_geometry("lp_pool", x, window, stride, padding, dilation, layout)
     check_rules("lp_pool", rules)
-    p = number("lp_pool", "p", p)
-    if not 1 <= p < math.inf:
-        raise ValueError(f"lp_pool: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
-    return apply(rules, _LP_POOL, (geometry, p), z)
+    return apply(rules, _LP_POOL, (geometry, check_power("lp_pool", p)), z)
 
 
 def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: str = "fast") -> jax.Array:

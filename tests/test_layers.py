@@ -1,0 +1,397 @@
+"""Layers: the op behind each, shapes known before data, options refused when built, and the dtype they compute in."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxconv
+from jaxconv import layers
+from jaxconv.layers import (
+    Activation,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    GroupNorm,
+    InstanceNorm,
+    Layer,
+    LayerNorm,
+    LayerScale,
+    LpPool,
+    MaxPool,
+    Pad,
+    RMSNorm,
+    residual,
+    serial,
+)
+
+KEY = jax.random.key(0)
+IMAGE = (2, 6, 5, 4)
+
+
+def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+# The op behind each layer
+
+# (layer, the same op on its parameters)
+EVERY: dict[str, tuple[Layer, Callable[[Any, jax.Array], jax.Array]]] = {
+    "Conv": (
+        Conv(6, (3, 2), stride=(2, 1), dilation=2, groups=2, padding=2),
+        lambda p, x: jaxconv.conv(x, p["w"], p["b"], stride=(2, 1), dilation=2, groups=2, padding=2),
+    ),
+    "Conv-depthwise": (
+        Conv(8, 3, groups=None, bias=False),
+        lambda p, x: jaxconv.conv(x, p["w"], groups=4),
+    ),
+    "ConvTranspose": (
+        ConvTranspose(6, (3, 2), stride=(2, 3), padding=((1, 0), (0, 1)), output_padding=(1, 0), groups=2),
+        lambda p, x: jaxconv.conv_transpose(
+            x, p["w"], p["b"], stride=(2, 3), padding=((1, 0), (0, 1)), output_padding=(1, 0), groups=2
+        ),
+    ),
+    "ConvTranspose-same": (
+        ConvTranspose(3, 4, stride=2, dilation=2, bias=False),
+        lambda p, x: jaxconv.conv_transpose(x, p["w"], stride=2, dilation=2),
+    ),
+    "Dense": (Dense(3), lambda p, x: jaxconv.dense(x, p["w"], p["b"])),
+    "LayerNorm": (LayerNorm(eps=0.1), lambda p, x: jaxconv.layer_norm(x, p["scale"], p["bias"], eps=0.1)),
+    "RMSNorm": (RMSNorm(eps=0.1), lambda p, x: jaxconv.rms_norm(x, p["scale"], eps=0.1)),
+    "GroupNorm": (GroupNorm(2, eps=0.1), lambda p, x: jaxconv.group_norm(x, 2, p["scale"], p["bias"], eps=0.1)),
+    "InstanceNorm": (InstanceNorm(eps=0.1), lambda p, x: jaxconv.instance_norm(x, p["scale"], p["bias"], eps=0.1)),
+    "LayerScale": (LayerScale(0.5), lambda p, x: x * p["scale"][None, None, None]),
+    "MaxPool": (MaxPool((2, 3), stride=1), lambda p, x: jaxconv.max_pool(x, (2, 3), stride=1)),
+    "AvgPool": (AvgPool(2, padding="SAME"), lambda p, x: jaxconv.avg_pool(x, 2, padding="SAME")),
+    "LpPool": (
+        LpPool(2, 3, stride=1, padding=((0, 1), (1, 0))),
+        lambda p, x: jaxconv.lp_pool(x, 2, 3, stride=1, padding=((0, 1), (1, 0))),
+    ),
+    "GlobalAvgPool": (GlobalAvgPool(), lambda p, x: jaxconv.global_avg_pool(x)),
+    "Pad": (
+        Pad(((1, 2), (-1, 0)), mode="reflect"),
+        lambda p, x: jaxconv.pad(x, ((1, 2), (-1, 0)), mode="reflect"),
+    ),
+    "Flatten": (Flatten(), lambda p, x: x.reshape(2, 120)),
+    "Activation": (Activation(jaxconv.silu), lambda p, x: jaxconv.silu(x)),
+    "Activation-own": (Activation(jnp.sin), lambda p, x: jnp.sin(x)),
+    "Activation-partial": (
+        Activation(functools.partial(jaxconv.leaky_relu, negative_slope=0.3)),
+        lambda p, x: jaxconv.leaky_relu(x, 0.3),
+    ),
+    "Dropout": (Dropout(0.5), lambda p, x: x),
+    "BatchNorm": (
+        BatchNorm(eps=0.1),
+        lambda p, x: jaxconv.batch_norm(
+            x, p["scale"], p["bias"], {"mean": jnp.zeros(4, jnp.float32), "var": jnp.ones(4, jnp.float32)},
+            train=False, eps=0.1,
+        )[0],
+    ),
+}  # fmt: skip
+
+
+def test_every_layer_is_here() -> None:
+    made = {name for name in layers.__all__ if name[0].isupper()} - {"Layer", "Params", "Shape", "State"}
+    assert made == {name.split("-")[0] for name in EVERY}
+
+
+def drawn(layer: Layer, shape: tuple[int, ...] = IMAGE) -> tuple[Any, Any, tuple[int, ...]]:
+    """A layer's parameters at random values, its state, and the shape it promises."""
+    params, state, out = layer.init(KEY, shape)
+    return jax.tree.map(lambda p: 1 + p + normal(p.shape, 1), params), state, out
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_layer_is_its_op_and_knows_its_shape(name: str) -> None:
+    layer, op = EVERY[name]
+    params, state, out = drawn(layer)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves((params, state)))
+    x = normal(IMAGE)
+    y, _ = layer.apply(params, state, x)
+    assert y.shape == out
+    np.testing.assert_array_equal(y, op(params, x))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_layer_passes_the_rules_on(name: str) -> None:
+    layer, _ = EVERY[name]
+    params, state, _ = drawn(layer)
+
+    def program(rules: str) -> str:
+        run = functools.partial(layer.apply, params, state, train=True, key=KEY, rules=rules)
+        return str(jax.make_jaxpr(run)(normal(IMAGE)))
+
+    differs = name not in ("Flatten", "LayerScale", "Activation-own")
+    assert ("custom_vjp_call" in program("textbook")) == differs
+    assert "custom_vjp_call" not in program("autodiff")
+
+
+@pytest.mark.parametrize("taps", [4, 3])
+def test_a_transposed_convolution_starts_at_the_scale_of_a_relu(taps: int) -> None:
+    """An output reads taps/stride inputs an axis, so with He's variance its own is twice the input's mean square."""
+    layer = ConvTranspose(32, taps, stride=2, bias=False)
+    params, _, out = layer.init(KEY, (4, 16, 16, 32))
+    y, _ = layer.apply(params, {}, normal((4, 16, 16, 32)))
+    assert out == (4, 32, 32, 32)
+    met = {4: 4, 3: (3 / 2) ** 2}[taps]  # on average; a fan-in is a whole number
+    assert float((y**2).mean()) == pytest.approx(2 * met / 4, rel=0.15)
+
+
+# Options that are refused when a layer is built, and shapes at init
+
+OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
+    "Dropout: rate must satisfy 0 <= rate < 1, but is 30.": (lambda: Dropout(30), ValueError),
+    "Dropout: rate must be a number, but is '0.5'.": (lambda: Dropout("0.5"), TypeError),
+    "Conv: features must be at least 1, but 0 < 1.": (lambda: Conv(0, 3), ValueError),
+    "Conv: features must be an int, but is 8.0.": (lambda: Conv(8.0, 3), TypeError),
+    "Conv: taps[1] must be at least 1, but 0 < 1.": (lambda: Conv(8, (3, 0)), ValueError),
+    "Conv: stride must be at least 1, but 0 < 1.": (lambda: Conv(8, 3, stride=0), ValueError),
+    "Conv: stride must be an int or have one entry per spatial axis, but len(stride) = 3 != 2.": (
+        lambda: Conv(8, (3, 3), stride=(1, 1, 1)),
+        ValueError,
+    ),
+    "Conv: dilation must be an int, but is None.": (lambda: Conv(8, 3, dilation=None), TypeError),
+    "Conv: padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs, "
+    "but is 'same-ish'.": (lambda: Conv(8, 3, padding="same-ish"), ValueError),
+    "Conv: padding must have one entry per spatial axis, but len(padding) = 3 != 2. "
+    "Give an int, one int per axis or (lo, hi) pairs.": (
+        lambda: Conv(8, (3, 3), padding=(1, 1, 1)),
+        ValueError,
+    ),
+    "Conv: groups must divide features, but 6 % 4 = 2.": (lambda: Conv(6, 3, groups=4), ValueError),
+    "Conv: bias must be True or False, but is None.": (lambda: Conv(6, 3, bias=None), TypeError),
+    "ConvTranspose: groups must be an int, but is None.": (lambda: ConvTranspose(6, 3, groups=None), TypeError),
+    "ConvTranspose: output_padding must be at least 0, but -1 < 0.": (
+        lambda: ConvTranspose(6, 3, output_padding=-1),
+        ValueError,
+    ),
+    "ConvTranspose: taps must be an int or one int per spatial axis, but is '3'.": (
+        lambda: ConvTranspose(6, "3"),
+        TypeError,
+    ),
+    "Dense: features must be at least 1, but -2 < 1.": (lambda: Dense(-2), ValueError),
+    "BatchNorm: momentum must satisfy 0 <= momentum <= 1, but is 9.": (lambda: BatchNorm(momentum=9), ValueError),
+    "BatchNorm: eps must be at least 0, but -1.0 < 0.": (lambda: BatchNorm(eps=-1), ValueError),
+    "BatchNorm: scale must be a number, but is None.": (lambda: BatchNorm(scale=None), TypeError),
+    "LayerNorm: eps must be a number, but is None.": (lambda: LayerNorm(eps=None), TypeError),
+    "RMSNorm: eps must be at least 0, but nan < 0.": (lambda: RMSNorm(eps=float("nan")), ValueError),
+    "GroupNorm: groups must be at least 1, but 0 < 1.": (lambda: GroupNorm(0), ValueError),
+    "InstanceNorm: eps must be at least 0, but -1.0 < 0.": (lambda: InstanceNorm(eps=-1), ValueError),
+    "LayerScale: initial must be a number, but is '1'.": (lambda: LayerScale("1"), TypeError),
+    "MaxPool: window must be at least 1, but 0 < 1.": (lambda: MaxPool(0), ValueError),
+    "AvgPool: stride must be at least 1, but 0 < 1.": (lambda: AvgPool(2, stride=0), ValueError),
+    "LpPool: p must satisfy 1 <= p < inf, but is 0.5. For p = inf, take max_pool(abs(x)).": (
+        lambda: LpPool(2, 0.5),
+        ValueError,
+    ),
+    "Pad: mode must be one of zero, circular, reflect, edge, but is 'mirror'.": (
+        lambda: Pad(1, mode="mirror"),
+        ValueError,
+    ),
+    "Pad: padding must be an int, one int per axis or (lo, hi) pairs, but is 'SAME'.": (
+        lambda: Pad("SAME"),
+        ValueError,
+    ),
+    "Pad: padding[0] must be a (lo, hi) pair, but has 3 entries.": (lambda: Pad(((1, 2, 3),)), ValueError),
+    "Activation: function must be a function, but is 'relu'.": (lambda: Activation("relu"), TypeError),
+    "serial: layers[1] must be a Layer, but is [].": (lambda: serial(Flatten(), []), TypeError),
+    "residual: shortcut must be a Layer, but is 3.": (lambda: residual(Flatten(), 3), TypeError),
+}
+
+
+@pytest.mark.parametrize("message", OPTIONS)
+def test_a_wrong_option_is_refused_when_the_layer_is_built(message: str) -> None:
+    build, error = OPTIONS[message]
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        build()
+
+
+def test_a_function_where_a_layer_belongs_is_told_to_be_an_activation() -> None:
+    with pytest.raises(TypeError, match=r"^serial: layers\[1\] must be a Layer.* A function goes in an Activation\.$"):
+        serial(Flatten(), jaxconv.relu)
+
+
+def flat_sum(x: jax.Array) -> jax.Array:
+    return x.sum(-1)
+
+
+def halves(x: jax.Array) -> Any:
+    return jnp.split(x, 2, -1)
+
+
+def positive(x: jax.Array) -> jax.Array:
+    return x > 0
+
+
+SHAPES: dict[str, tuple[Layer, tuple[int, ...], type[Exception]]] = {
+    "Activation: `flat_sum` must be elementwise, but maps float32[1, 4, 4, 2] to float32[1, 4, 4]. For another kind of "
+    "map, write a Layer(init, apply).": (Activation(flat_sum), (1, 4, 4, 2), ValueError),
+    "Activation: `flat_sum` must be elementwise, but maps float32[3, 2] to float32[3]. For another kind of map, write "
+    "a Layer(init, apply).": (serial(Dense(2), Activation(functools.partial(flat_sum))), (3, 5), ValueError),
+    "Activation: `positive` must be elementwise, but maps float32[3, 5] to bool[3, 5]. For another kind of map, write "
+    "a Layer(init, apply).": (Activation(positive), (3, 5), ValueError),
+    "Activation: `halves` must return one array, but returns a list.": (Activation(halves), (3, 4), TypeError),
+    "Conv: groups must divide the channels of x, but 6 % 4 = 2.": (Conv(8, 3, groups=4), (1, 4, 4, 6), ValueError),
+    "Conv: taps must be an int or have one entry per spatial axis, but len(taps) = 1 != 2.": (
+        Conv(8, (3,)),
+        (1, 4, 4, 6),
+        ValueError,
+    ),
+    "Conv: x must have a batch, a channel and at least 1 spatial axis (NWC), but x.shape = (1, 6) has 2 < 3 axes. "
+    "A single example needs a batch axis: x[None].": (Conv(8, 3), (1, 6), ValueError),
+    "ConvTranspose: groups must divide the channels of x, but 6 % 4 = 2.": (
+        ConvTranspose(8, 3, groups=4),
+        (1, 4, 4, 6),
+        ValueError,
+    ),
+    "GroupNorm: groups must divide the channels, but 6 % 4 = 2.": (GroupNorm(4), (1, 4, 4, 6), ValueError),
+    "LpPool: the input is too small: spatial (2, 1) becomes (1, 0). Use larger images or another model.": (
+        LpPool(2, 2),
+        (1, 2, 1, 3),
+        ValueError,
+    ),
+    "Pad: the input is too small: spatial (4, 2) becomes (2, 0). Use larger images or another model.": (
+        Pad(-1),
+        (1, 4, 2, 3),
+        ValueError,
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SHAPES)
+def test_a_shape_that_does_not_fit_is_refused_at_init(message: str) -> None:
+    layer, shape, error = SHAPES[message]
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        layer.init(KEY, shape)
+
+
+def test_a_mistyped_option_of_apply_is_refused() -> None:
+    net = serial(residual(Dense(3)))
+    params, state, _ = net.init(KEY, (2, 3))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'trian'"):
+        net.apply(params, state, normal((2, 3)), trian=True)
+
+
+# The dtype that a network computes in
+
+NET = serial(
+    Pad(1, mode="edge"), Conv(8, 3), BatchNorm(), Activation(jaxconv.relu), LpPool(2, 2),
+    residual(serial(Conv(8, 3), GroupNorm(2), Activation(jnp.tanh), LayerScale(0.5))),
+    ConvTranspose(4, 2, stride=2), InstanceNorm(), RMSNorm(), Flatten(), LayerNorm(), Dense(3),
+)  # fmt: skip
+SHAPE = (4, 6, 6, 2)
+LABELS = jnp.arange(4) % 3
+NARROW = [jnp.bfloat16, jnp.float16]
+
+
+def gradient(net: Layer, params: Any, state: Any, x: jax.Array, **options: Any) -> Any:
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        logits, new = net.apply(params, state, x, train=True, **options)
+        return jaxconv.softmax_cross_entropy(logits, LABELS).mean(), (logits, new)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+def distance(a: Any, b: Any) -> float:
+    """‖a − b‖ / ‖b‖ over all leaves, in float64."""
+    a, b = (np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(t)]) for t in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
+def test_sixteen_bits_compute_and_float32_keeps(dtype: Any) -> None:
+    params, state, _ = NET.init(KEY, SHAPE)
+    x = normal(SHAPE)
+    (loss, (logits, new)), grads = gradient(NET, params, state, x, dtype=dtype)
+    (exact, (wide, statistics)), wide_grads = gradient(NET, params, state, x)
+    assert logits.dtype == dtype and loss.dtype == jnp.float32
+    assert {a.dtype for a in jax.tree.leaves((grads, new))} == {np.dtype(np.float32)}
+    # A dozen layers of roundings of half an eps each; all of a wrong gradient is off by far more.
+    eps = float(jnp.finfo(dtype).eps)
+    assert eps / 100 < distance(logits, wide) < 12 * eps
+    assert eps / 100 < distance(grads, wide_grads) < 12 * eps
+    assert eps / 1000 < distance(new, statistics) < 4 * eps
+    assert abs(float(loss - exact)) < 4 * eps
+
+
+def test_every_op_of_the_forward_pass_sees_the_dtype() -> None:
+    """No float32 activation slips through: what is convolved, multiplied and pooled is bfloat16."""
+    params, state, _ = NET.init(KEY, SHAPE)
+    run = functools.partial(NET.apply, params, state, dtype=jnp.bfloat16, rules="rotated")
+    program = str(jax.make_jaxpr(run)(normal(SHAPE)))
+    kernels = re.findall(r"(\w+):(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)", program)
+    assert len(kernels) >= 4 and {dtype for _, dtype in kernels} == {"bf16"}
+
+
+def test_the_statistics_of_a_norm_are_float32_in_bfloat16() -> None:
+    """Mean 200 and deviation 1: summed in bfloat16, whose numbers are 1 apart there, the variance would be lost."""
+    x = (200 + 2 * jnp.sign(normal((64, 8, 8, 3)))).astype(jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    for layer, axes in ((BatchNorm(momentum=0), (0, 1, 2)), (InstanceNorm(), (1, 2)), (GroupNorm(1), (1, 2, 3))):
+        params, state, _ = layer.init(KEY, x.shape)
+        y, new = layer.apply(params, state, x, train=True, dtype=jnp.bfloat16)
+        want = (exact - exact.mean(axes, keepdims=True)) / exact.std(axes, keepdims=True)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8, atol=1e-3)
+        if new:
+            np.testing.assert_allclose(new["mean"], exact.mean(axes), rtol=1e-6)
+            np.testing.assert_allclose(new["var"], exact.var(axes), rtol=1e-4)
+
+
+def test_a_gradient_too_small_for_float16_steps_reaches_a_float32_parameter() -> None:
+    """A step of 2^-13 is lost on a float16 weight of 1, whose neighbours are 2^-10 apart."""
+    net, params = Dense(1, bias=False), {"w": jnp.ones((1, 1), jnp.float32)}
+
+    def loss(params: Any) -> jax.Array:
+        y, _ = net.apply(params, {}, jnp.full((1, 1), 2.0**-13), dtype=jnp.float16)
+        return y.astype(jnp.float32).sum()
+
+    assert float((params["w"] - jax.grad(loss)(params)["w"])[0, 0]) == 1 - 2.0**-13
+
+
+def test_integer_images_are_converted() -> None:
+    net = serial(MaxPool(2), Flatten(), Dense(2))
+    params, state, _ = net.init(KEY, (2, 4, 4, 1))
+    x = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
+    y, _ = net.apply(params, state, x, dtype=jnp.float32)
+    np.testing.assert_array_equal(y, net.apply(params, state, x.astype(np.float32))[0])
+
+
+def test_float64_computes_with_float32_parameters_too() -> None:
+    params, state, _ = NET.init(KEY, SHAPE)
+    (_, (logits, _)), grads = gradient(NET, params, state, normal(SHAPE), dtype=jnp.float64)
+    assert logits.dtype == jnp.float64 and {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype(np.float32)}
+
+
+def test_a_dtype_that_cannot_be_computed_in_is_refused() -> None:
+    for net in (Dense(3), residual(Dense(3))):
+        params, state, _ = net.init(KEY, (2, 3))
+        with pytest.raises(TypeError, match=r"^apply: dtype must be floating, such as jnp\.bfloat16, but is "):
+            net.apply(params, state, normal((2, 3)), dtype=jnp.int8)
+
+
+def test_a_layer_of_ones_own_need_not_know_of_a_dtype_that_nobody_asks_for() -> None:
+    def twice(p: Any, s: Any, x: jax.Array, *, train: bool = False, key: Any = None, rules: Any = "fast") -> Any:
+        return 2 * x, s
+
+    double = Layer(lambda key, shape: ({}, {}, shape), twice)
+    net = serial(Dense(3), double)
+    params, state, _ = net.init(KEY, (2, 3))
+    x = normal((2, 3))
+    np.testing.assert_array_equal(net.apply(params, state, x)[0], 2 * Dense(3).apply(params[0], {}, x)[0])
+
+
+def test_the_layers_are_there_after_importing_the_library() -> None:
+    assert jaxconv.layers.Conv is Conv and callable(jaxconv.models.cnn) and jaxconv.rules.rotated.conv
