@@ -133,6 +133,14 @@ def test_float64_computes_with_float32_parameters_too() -> None:
     assert logits.dtype == jnp.float64 and {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype(np.float32)}
 
 
+def test_a_residual_converts_what_it_adds() -> None:
+    net, x = residual(Activation(jnp.sin)), normal((2, 3))
+    narrow = x.astype(jnp.bfloat16)
+    y, _ = net.apply({"body": {}}, {"body": {}}, x, dtype=jnp.bfloat16)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, jnp.sin(narrow) + narrow)
+
+
 def test_a_dtype_that_cannot_be_computed_in_is_refused() -> None:
     for net in (Dense(3), residual(Dense(3))):
         params, state, _ = net.init(KEY, (2, 3))
