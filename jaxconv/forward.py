@@ -24,8 +24,9 @@ from jaxconv.geometry import Geometry
 
 
 def accumulator(dtype: Any) -> Any:
-    """The dtype sums are carried in: float32 for the 16-bit floats, else the dtype itself."""
-    return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
+    """The dtype sums are carried in: float32 for the floats of 16 bits and fewer, else the dtype itself."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.float32 if narrow else dtype
 
 
 def wide(x: jax.Array) -> jax.Array:
