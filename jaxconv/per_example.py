@@ -30,7 +30,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.extend.core import primitives as known
 
-from jaxconv import forward
+from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry
 from jaxconv.transforms import bind, contains, interpret, trace
 
@@ -175,7 +175,7 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
 
 
 def _is_kernel_grad(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name == "jaxconv_kernel_grad"
+    return eqn.primitive.name == "jaxconv_kernel_grad" and eqn.params["rules"] == primitives.FAST
 
 
 def _keeps_length(eqn: JaxprEqn) -> bool:

@@ -87,7 +87,7 @@ def test_kernels_are_converted_and_the_parameters_of_norms_are_not(name: str) ->
 def test_every_op_of_the_forward_pass_sees_the_dtype() -> None:
     """No float32 activation slips through: what is convolved, multiplied and pooled is bfloat16."""
     params, state, _ = NET.init(KEY, SHAPE)
-    run = functools.partial(NET.apply, params, state, dtype=jnp.bfloat16, rules="rotated")
+    run = functools.partial(NET.apply, params, state, dtype=jnp.bfloat16, rules="autodiff")
     program = str(jax.make_jaxpr(run)(normal(SHAPE)))
     kernels = re.findall(r"(\w+):(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)", program)
     assert len(kernels) >= 4 and {dtype for _, dtype in kernels} == {"bf16"}

@@ -131,10 +131,10 @@ def test_a_layer_passes_the_rules_on(name: str) -> None:
 
     def program(rules: str) -> str:
         run = functools.partial(layer.apply, params, state, train=True, key=KEY, rules=rules)
-        return str(jax.make_jaxpr(run)(normal(IMAGE)))
+        return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(normal(IMAGE))))
 
     differs = name not in ("Flatten", "LayerScale", "Activation-own")
-    assert ("custom_vjp_call" in program("textbook")) == differs
+    assert (program("textbook") != program("autodiff")) == differs
     assert "custom_vjp_call" not in program("autodiff")
 
 

@@ -26,7 +26,6 @@ from jax.custom_derivatives import SymbolicZero
 from jaxconv import primitives
 from jaxconv.ops.wiring import check_rules
 from jaxconv.primitives import LinearPair
-from jaxconv.rules import NAMED
 
 __all__ = ["LinearPair", "Rule", "apply", "linear", "linear_pair"]
 
@@ -91,7 +90,7 @@ def apply(rules: Any, rule: Rule, static: Hashable, *operands: jax.Array) -> jax
         return rule.primal(static, *operands)
     operands = tuple(primitives.alike(*operands))
     if rules in REVERSE_ONLY:
-        return _reversed(rule, static)(*reverse_only(rules, *operands))
+        return _reversed(rule, static)(*_reverse_only(rules, *operands))
     return _linearised(rule, static)(*operands)
 
 
@@ -184,11 +183,9 @@ def _rule_of(pair: LinearPair) -> Rule:
     )
 
 
-def reverse_only(rules: Any, *operands: jax.Array) -> list[jax.Array]:
+def _reverse_only(rules: str, *operands: jax.Array) -> list[jax.Array]:
     """The operands of a `jax.custom_vjp`, marked so that forward mode is refused by the name of what has it."""
-    known = (f'"{name}"' for name, rule_set in NAMED.items() if rules in (name, rule_set))
-    said = next(known, "ConvRules(...)")
-    return [primitives.reverse_only(x, said) for x in operands]
+    return [primitives.reverse_only(x, rules) for x in operands]
 
 
 def _check_static(function: str, static: Any) -> None:

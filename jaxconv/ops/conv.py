@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,34 +13,11 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.binding import linear, linear_pair, reverse_only
 from jaxconv.ops.own_rules import held
 from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
 
 Rules = str | ConvRules
-
-
-# jax.custom_vjp: the written rule, and nothing but the written rule
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any) -> jax.Array:
-    return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
-
-
-def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any) -> Any:
-    return _by_rule(*reverse_only(rules, x, w), geometry, rules, precision, dtype), (x, w)
-
-
-def _backward(geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any, saved: Any, g: Any) -> Any:
-    x, w = saved
-    dx = rules.input_grad(g, w.astype(g.dtype), geometry, **given(precision=precision))
-    dw = rules.kernel_grad(x.astype(g.dtype), g, geometry, **given(precision=precision))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_by_rule.defvjp(_forward, _backward)
 
 
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
@@ -49,7 +26,7 @@ def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     return wide(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
-_bias = linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
+_bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
 
 
 # Shared by every op on kernels
@@ -86,15 +63,18 @@ def prepare(
 
 
 def evaluate(
-    map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any
-) -> jax.Array:
-    """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it."""
+    map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any,
+    dtype: Any = None,
+) -> jax.Array:  # fmt: skip
+    """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it, and its derivatives too."""
     precision = frozen(precision)
-    if rules == "fast":
-        bound = getattr(primitives, map_name)
-        return bound(a, b, geometry, precision=precision, dtype=a.dtype, engine=engine)
-    source = forward if rules == "autodiff" else rule_set(rules)
-    return getattr(source, map_name)(a, b, geometry, **given(precision=precision)).astype(a.dtype)
+    if rules == "autodiff":
+        options = given(precision=precision, preferred_element_type=dtype)
+        return getattr(forward, map_name)(a, b, geometry, **options).astype(dtype or a.dtype)
+    bound = getattr(primitives, map_name)
+    return bound(
+        a, b, geometry, precision=precision, dtype=dtype or a.dtype, engine=engine, rules=rule_set(rules)
+    )  # fmt: skip
 
 
 def rule_set(rules: Rules) -> ConvRules:
@@ -104,14 +84,10 @@ def rule_set(rules: Rules) -> ConvRules:
 def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any, dtype: Any = None
 ) -> jax.Array:
-    """`conv` on a resolved geometry, its gradient bound as `rules` says."""
-    precision = frozen(precision)
-    if rules == "fast":
-        return primitives.conv(x, w, geometry, precision=precision, dtype=dtype or x.dtype, engine=engine)
-    if rules == "autodiff":
-        return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
-    x, w = reverse_only(rules, *primitives.alike(x, w))
-    return _by_rule(x, w, geometry, rule_set(rules), precision, dtype)
+    """`conv` on a resolved geometry: a rule set says what the gradients are; the forward pass is `lax`'s for all."""
+    if rules not in ("fast", "autodiff"):
+        rules = dataclasses.replace(rule_set(rules), conv=forward.conv)
+    return evaluate("conv", x, w, geometry, rules, engine, precision, dtype)
 
 
 def check_groups(function: str, name: str, channels: int, groups: Any) -> int:
@@ -151,7 +127,10 @@ def check_bias(function: str, b: Any, channels: int, x: jax.Array) -> jax.Array:
 
 def add_bias(y: jax.Array, b: jax.Array, channel: int, rules: Rules) -> jax.Array:
     """y with b added along its channel axis, the gradient of b bound as `rules` says."""
-    return y + linear(rules, _bias, (y.shape, channel), b.astype(y.dtype))
+    b, static = b.astype(y.dtype), (y.shape, channel)
+    if rules == "autodiff":
+        return y + forward.bias(b, *static)
+    return y + _bias.apply(b, static=static)
 
 
 def check_cotangent(
@@ -207,8 +186,8 @@ def conv(
       groups: channels of x and w are split into this many independent convolutions.
       flip_kernel: whether to rotate the kernel first.
       layout: "NHWC" or "NCHW", for any number of spatial axes.
-      rules: "fast" (every transformation), "textbook" or "rotated" (`jax.custom_vjp`, reverse mode only),
-        "autodiff" (JAX's own gradient), or your own `ConvRules`.
+      rules: whose gradients: "fast", "textbook", "rotated", "autodiff" (JAX's own), or your own `ConvRules`. The
+        forward pass is the same, and so are the transformations: all of JAX's.
       engine: who computes the fast maps: "auto" or "xla".
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default that of x. Sums are carried in float32 or wider

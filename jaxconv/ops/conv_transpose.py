@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
-from jaxconv import primitives
-from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, per_axis, placed
-from jaxconv.ops.binding import reverse_only
+from jaxconv.geometry import Layout, conv_transpose_geometry, per_axis, placed
 from jaxconv.ops.conv import (
     Rules,
     add_bias,
@@ -20,31 +17,8 @@ from jaxconv.ops.conv import (
     check_groups,
     conv_bias_grad,
     evaluate,
-    given,
     prepare,
-    rule_set,
 )
-from jaxconv.ops.wiring import frozen
-from jaxconv.rules import ConvRules
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> jax.Array:
-    return rules.input_grad(x, w, geometry, **given(precision=precision)).astype(x.dtype)
-
-
-def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> Any:
-    return _by_rule(*reverse_only(rules, x, w), geometry, rules, precision), (x, w)
-
-
-def _backward(geometry: Geometry, rules: ConvRules, precision: Any, saved: Any, g: Any) -> Any:
-    x, w = saved
-    dx = rules.conv(g, w, geometry, **given(precision=precision))
-    dw = rules.kernel_grad(g, x, geometry, **given(precision=precision))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_by_rule.defvjp(_forward, _backward)
 
 
 def conv_transpose(
@@ -101,11 +75,7 @@ def conv_transpose(
         dilation=dilation, groups=groups, layout=layout,
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[1]] * geometry.groups, x)
-    if rules in ("fast", "autodiff"):
-        y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
-    else:
-        x, w = reverse_only(rules, *primitives.alike(x, w))
-        y = _by_rule(x, w, geometry, rule_set(rules), frozen(precision))
+    y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 
