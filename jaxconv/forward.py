@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Axis, Geometry
 
 # Bound once, for all files: somebody may put this library's drop-in where `lax` keeps its own.
 conv_general_dilated = lax.conv_general_dilated
@@ -158,25 +158,25 @@ def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _axis_counts(n: int, k: int, stride: int, dilation: int, lo: int, out: int) -> np.ndarray:
-    positions = np.arange(out)[:, None] * stride + np.arange(k) * dilation - lo
-    return ((positions >= 0) & (positions < n)).sum(1)
+def _axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
+    positions = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.k) * axis.dilation - axis.lo
+    lo, hi = counted
+    return ((positions >= -lo) & (positions < axis.n + hi)).sum(1)
 
 
-def window_counts(geometry: Geometry, count_padding: bool) -> np.ndarray:
-    """How many elements each window averages over; shaped to broadcast against the output."""
+def window_counts(geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """How many elements each window averages over, those of the padding `counted` included; to broadcast against y."""
     count = np.ones((1,) * (geometry.rank + 2))
-    for axis, n in zip(geometry.layout.y[2:], geometry.axes, strict=True):
-        real = _axis_counts(n.n, n.k, n.stride, n.dilation, n.lo, n.out)
+    for axis, n, pair in zip(geometry.layout.y[2:], geometry.axes, counted, strict=True):
         along = [1] * (geometry.rank + 2)
         along[axis] = n.out
-        count = count * (np.full_like(real, n.k) if count_padding else real).reshape(along)
+        count = count * _axis_counts(n, pair).reshape(along)
     return count
 
 
-def avg_pool(x: jax.Array, geometry: Geometry, count_padding: bool) -> jax.Array:
-    """The mean of each window; 0 where a window holds nothing but padding."""
-    count = np.maximum(window_counts(geometry, count_padding), 1).astype(accumulator(x.dtype))
+def avg_pool(x: jax.Array, geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> jax.Array:
+    """The mean of each window; 0 where there is nothing to count."""
+    count = np.maximum(window_counts(geometry, counted), 1).astype(accumulator(x.dtype))
     return (window_sum(wide(x), geometry) / count).astype(x.dtype)
 
 
@@ -233,21 +233,22 @@ def softplus(z: jax.Array) -> jax.Array:
     return jnp.where(z > 0, z, 0) + jnp.log1p(jnp.exp(jnp.where(z > 0, -z, z)))
 
 
-def _above_minus_infinity(z: jax.Array) -> jax.Array:
-    """z with −∞ replaced by the lowest finite number: what vanishes there must not become 0 · ∞."""
-    return jnp.where(jnp.isneginf(z), jnp.finfo(z.dtype).min, z)
+def _gated(z: jax.Array, gate: Callable[[jax.Array], jax.Array], bound: float) -> jax.Array:
+    """z · gate(z), which beyond `bound` is 0 or z in every dtype, where 0 · ∞ would be neither."""
+    inside = jnp.abs(z) < bound
+    lively = jnp.where(inside, z, 0)
+    return jnp.where(inside, lively * gate(lively), jnp.where(z < 0, 0, z))
 
 
 def silu(z: jax.Array) -> jax.Array:
-    return _above_minus_infinity(z) * lax.logistic(z)
+    return _gated(z, lax.logistic, 1e4)
 
 
 def gelu(z: jax.Array, approximate: bool) -> jax.Array:
     # σ(2u) = ½ (1 + tanh u) and ½ erfc(−u) = ½ (1 + erf u), without the cancellation in the lower tail.
-    finite = _above_minus_infinity(z)
     if approximate:
-        return finite * lax.logistic(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
-    return finite * (0.5 * lax.erfc(-z / math.sqrt(2)))
+        return _gated(z, lambda z: lax.logistic(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)), 100)
+    return _gated(z, lambda z: 0.5 * lax.erfc(-z / math.sqrt(2)), 100)
 
 
 # Normalisation
@@ -259,11 +260,17 @@ def mean(x: jax.Array, axes: tuple[int, ...], axis_name: Any = None) -> jax.Arra
     return local if axis_name is None else lax.pmean(local, axis_name)
 
 
+def inverse_root(square: jax.Array) -> jax.Array:
+    """1 / √square, and 0 at 0: where nothing varies, x̂ = 0/0 is 0."""
+    none = square == 0
+    return jnp.where(none, 0, lax.rsqrt(jnp.where(none, 1, square)))
+
+
 def standardise(x: jax.Array, axes: tuple[int, ...], eps: float, centred: bool, axis_name: Any = None) -> jax.Array:
     """(x − μ) / √(variance + eps); without `centred`, x / √(mean square + eps). Biased variance."""
     if centred:
         x = x - mean(x, axes, axis_name)
-    return x * lax.rsqrt(mean(x * x, axes, axis_name) + eps)
+    return x * inverse_root(mean(x * x, axes, axis_name) + eps)
 
 
 def affine(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
@@ -275,14 +282,15 @@ def affine(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """−Σ_c t_c log softmax(z)_c over the last axis; classes masked by z_c = −∞ take no part."""
+    """−Σ_c t_c log softmax(z)_c over the last axis; classes masked by z_c = −∞ take no part, not even if all are."""
     present = ~jnp.isneginf(logits)
     peak = lax.stop_gradient(logits.max(-1, keepdims=True))
     shifted = jnp.where(present, logits - peak, 0)
     total = jnp.sum(jnp.where(present, jnp.exp(shifted), 0), -1, keepdims=True)
+    total = jnp.where(total == 0, 1, total)
     impossible = jnp.where(~present & (targets != 0), jnp.asarray(jnp.inf, logits.dtype), 0)
     return jnp.sum(jnp.where(present, targets * (jnp.log(total) - shifted), impossible), -1)
 
 
-def mean_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.mean((predictions - targets) ** 2)
+def mean_squared_error(predictions: jax.Array, targets: jax.Array, count: jax.Array) -> jax.Array:
+    return jnp.sum((predictions - targets) ** 2) / count

@@ -67,6 +67,12 @@ def _batch_norm(x: Any, scale: Any, bias: Any, *, train: bool, **options: Any) -
     return jaxconv.batch_norm(x, scale, bias, state, train=train, **options)[0]
 
 
+def _max_unpool(y: Any, tap: Any, rules: str) -> jax.Array:
+    """Overlapping windows of two."""
+    starts = np.arange(4).reshape(1, 4, 1).astype(tap.dtype)
+    return jaxconv.max_unpool(y, starts + tap, 2, 5, stride=1, rules=rules)
+
+
 def _dropout(x: Any, rules: str) -> jax.Array:
     return jaxconv.dropout(x, 0.4, jax.random.key(3), rules=rules)
 
@@ -75,21 +81,25 @@ def _soft_cross_entropy(logits: Any, labels: Any, rules: str) -> jax.Array:
     return jaxconv.softmax_cross_entropy(logits, labels, rules=rules)
 
 
+def _kept_cross_entropy(logits: Any, labels: Any, rules: str) -> jax.Array:
+    return jaxconv.softmax_cross_entropy(logits, labels, where=labels != 2, rules=rules)
+
+
+def _kept_squared_error(predictions: Any, targets: Any, mark: Any, rules: str) -> jax.Array:
+    return jaxconv.mean_squared_error(predictions, targets, where=mark != 2, rules=rules)
+
+
 _IMAGE, _CHANNELS = ((3, 3, 2),), ((2,), (2,))
+_CEIL = {"padding": ((0, 1),), "ceil_mode": True}
 _OVERLAP = {"stride": 1, "padding": ((1, 0), (0, 1))}
 
 OPS = [
     Op("max_pool", partial(jaxconv.max_pool, window=2, **_OVERLAP), _IMAGE),
     Op("max_pool-NCHW", partial(jaxconv.max_pool, window=2, layout="NCHW"), ((2, 4),)),
-    Op(
-        "max_unpool",
-        lambda y, i, rules: jaxconv.max_unpool(y, i, 2, 5, stride=1, rules=rules),
-        ((4, 2),),
-        (),
-        ((4, 2),),
-        5,
-    ),
+    Op("max_unpool", _max_unpool, ((4, 2),), (), ((4, 2),), 2),
+    Op("max_pool-ceil_mode", partial(jaxconv.max_pool, window=2, ceil_mode=True), _IMAGE),
     Op("avg_pool", partial(jaxconv.avg_pool, window=2, **_OVERLAP), _IMAGE),
+    Op("avg_pool-ceil_mode", partial(jaxconv.avg_pool, window=3, count_padding=True, **_CEIL), ((4, 2),)),
     Op("lp_pool", partial(jaxconv.lp_pool, window=2, p=2.5, **_OVERLAP), _IMAGE),
     Op("global_avg_pool", jaxconv.global_avg_pool, _IMAGE),
     Op("pads", _pads, ((3, 2),)),
@@ -104,7 +114,9 @@ OPS = [
     Op("instance_norm", jaxconv.instance_norm, ((3, 2),), _CHANNELS),
     Op("cross_entropy", partial(jaxconv.softmax_cross_entropy, label_smoothing=0.1), ((4,),), (), ((),), 4),
     Op("cross_entropy-soft", _soft_cross_entropy, ((4,), (4,))),
+    Op("cross_entropy-where", _kept_cross_entropy, ((4,),), (), ((),), 4),
     Op("mean_squared_error", jaxconv.mean_squared_error, ((3,), (3,))),
+    Op("mean_squared_error-where", _kept_squared_error, ((3,), (3,)), (), ((1,),), 4),
 ]
 
 

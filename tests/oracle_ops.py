@@ -41,11 +41,18 @@ class Windows:
     """All windows over axes of these sizes.
 
     `out` is their number per axis; iterating gives (p, taps): an output position and the input position of each tap
-    in row-major order, None on padding.
+    in row-major order, None on padding. Taps of a window that hangs over the padding end with the padding.
     """
 
     def __init__(
-        self, sizes: Sequence[int], window: Any, *, stride: Any = None, padding: Any = "VALID", dilation: Any = 1
+        self,
+        sizes: Sequence[int],
+        window: Any,
+        *,
+        stride: Any = None,
+        padding: Any = "VALID",
+        dilation: Any = 1,
+        ceil_mode: bool = False,
     ) -> None:
         rank = len(sizes)
         taps, step = each(window, rank), each(window if stride is None else stride, rank)
@@ -54,8 +61,13 @@ class Windows:
         for n, k, s, d, word in zip(sizes, taps, step, each(dilation, rank), words, strict=True):
             span = d * (k - 1) + 1
             lo, hi = pads(word, n, span, s)
-            starts = range(-lo, n + hi - span + 1, s)
-            self.axes.append([[q if 0 <= q < n else None for q in range(a, a + span, d)] for a in starts])
+            starts, end = [], n + hi
+            for a in itertools.count(-lo, s):
+                fits, something_left = a + span <= end, a - s + span < end
+                if not (fits or (ceil_mode and something_left and a < min(n, end))):
+                    break
+                starts.append(a)
+            self.axes.append([[q if 0 <= q < n else None for q in range(a, min(a + span, end), d)] for a in starts])
         self.out = tuple(map(len, self.axes))
 
     def __iter__(self) -> Iterator[tuple[Index, list[Index | None]]]:

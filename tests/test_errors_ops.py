@@ -112,7 +112,8 @@ def test_x_must_be_an_array(name: str) -> None:
 
 PAIRS = "an int, one int per axis or (lo, hi) pairs"
 PADDINGS = "one of SAME, SAME_LOWER, VALID, CAUSAL, an int, one int per spatial axis or (lo, hi) pairs"
-RESOLVED = "Pass the window, stride, padding and dilation of the max_pool."
+VARY = "Give it an axis of size 1 where it does not vary: where[:, None] or where[None]."
+RESOLVED = "Pass the window, stride, padding, dilation and ceil_mode of the max_pool."
 
 # (call, error, message)
 MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -400,6 +401,41 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "or a ConvRules(input_grad, kernel_grad), but is 'p - y'.",
     ),
     (
+        lambda: entropy([0, 1], where=[1, 0]),
+        TypeError,
+        "softmax_cross_entropy: where.dtype must be bool, but is int64. Compare: where != 0.",
+    ),
+    (
+        lambda: entropy([0, 1], where=np.ones(5, bool)),
+        ValueError,
+        "softmax_cross_entropy: where must have the shape of the losses or the logits, or 1 along an axis, "
+        f"but (5,) does not broadcast to (2,) or (2, 5). {VARY}",
+    ),
+    (
+        lambda: entropy([0, 1], where=True),
+        ValueError,
+        "softmax_cross_entropy: where must have the shape of the losses or the logits, or 1 along an axis, "
+        f"but () does not broadcast to (2,) or (2, 5). {VARY}",
+    ),
+    (
+        lambda: entropy([0, 7], where=np.array([True, True])),
+        ValueError,
+        "softmax_cross_entropy: labels must satisfy 0 <= label < logits.shape[-1] = 5, but they range from 0 to 7. "
+        "Are they counted from 1?",
+    ),
+    (
+        lambda: jc.mean_squared_error(Z, Z, where=np.ones(2, bool)),
+        ValueError,
+        "mean_squared_error: where must have the shape of the predictions, or 1 along an axis, "
+        f"but (2,) does not broadcast to (2, 5). {VARY}",
+    ),
+    (
+        lambda: jc.mean_squared_error(Z, Z, where=np.ones((2, 3), bool)),
+        ValueError,
+        "mean_squared_error: where must have the shape of the predictions, or 1 along an axis, "
+        f"but (2, 3) does not broadcast to (2, 5). {VARY}",
+    ),
+    (
         lambda: jc.mean_squared_error(Z, Z[:1]),
         ValueError,
         "mean_squared_error: targets.shape must equal predictions.shape, but (1, 5) != (2, 5). "
@@ -445,6 +481,8 @@ PLAUSIBLE: list[tuple[str, Callable[[], Any]]] = [
     ("dropout: key", lambda: jc.dropout(X, 0.5, jax.random.split(KEY, 3))),
     ("softmax_cross_entropy: logits", lambda: entropy([0, 1], None)),
     ("softmax_cross_entropy: labels", lambda: entropy(None)),
+    ("softmax_cross_entropy: where", lambda: entropy([0, 1], where="mask")),
+    ("mean_squared_error: where", lambda: jc.mean_squared_error(Z, Z, where={})),
     ("mean_squared_error: predictions", lambda: jc.mean_squared_error(None, Z)),
     ("mean_squared_error: targets", lambda: jc.mean_squared_error(Z, None)),
 ]

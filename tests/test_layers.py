@@ -76,8 +76,8 @@ EVERY: dict[str, tuple[Layer, Callable[[Any, jax.Array], jax.Array]]] = {
     "MaxPool": (MaxPool((2, 3), stride=1), lambda p, x: jaxconv.max_pool(x, (2, 3), stride=1)),
     "AvgPool": (AvgPool(2, padding="SAME"), lambda p, x: jaxconv.avg_pool(x, 2, padding="SAME")),
     "LpPool": (
-        LpPool(2, 3, stride=1, padding=((0, 1), (1, 0))),
-        lambda p, x: jaxconv.lp_pool(x, 2, 3, stride=1, padding=((0, 1), (1, 0))),
+        LpPool(2, 3, padding=((0, 1), (1, 0)), ceil_mode=True),
+        lambda p, x: jaxconv.lp_pool(x, 2, 3, padding=((0, 1), (1, 0)), ceil_mode=True),
     ),
     "GlobalAvgPool": (GlobalAvgPool(), lambda p, x: jaxconv.global_avg_pool(x)),
     "Pad": (
@@ -192,6 +192,7 @@ OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
     "LayerScale: initial must be a number, but is '1'.": (lambda: LayerScale("1"), TypeError),
     "MaxPool: window must be at least 1, but 0 < 1.": (lambda: MaxPool(0), ValueError),
     "AvgPool: stride must be at least 1, but 0 < 1.": (lambda: AvgPool(2, stride=0), ValueError),
+    "MaxPool: ceil_mode must be True or False, but is 1.": (lambda: MaxPool(2, ceil_mode=1), TypeError),
     "LpPool: p must satisfy 1 <= p < inf, but is 0.5. For p = inf, take max_pool(abs(x)).": (
         lambda: LpPool(2, 0.5),
         ValueError,

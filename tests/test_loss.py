@@ -91,10 +91,11 @@ def test_a_masked_class_takes_no_part_and_leaves_the_loss_finite(smoothing: floa
     assert_close(in_logits(labels, hot, label_smoothing=smoothing)(logits, g), [(losses, dz)] * 8)
 
 
-def test_a_masked_label_costs_infinitely_much() -> None:
+def test_a_masked_label_costs_infinitely_much_and_passes_no_gradient() -> None:
     logits = np.array([[0.0, -np.inf, 1.0]])
-    for loss, _ in in_logits(np.array([1]))(logits, np.ones(1)):
+    for loss, dz in in_logits(np.array([1]))(logits, np.ones(1)):
         np.testing.assert_array_equal(loss, np.inf)
+        np.testing.assert_array_equal(dz, 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -117,14 +118,15 @@ def test_a_nan_logit_spoils_its_own_example_alone() -> None:
         assert np.isnan(dz[0]).any() and np.isfinite(dz[1]).all()
 
 
-WRONG = [([0, 5], 0, 5), ([-1, 2], -1, 2), ([-7, 9], -7, 9)]
+FROM_ONE, LEFT_OUT = "Are they counted from 1?", "To leave examples out, pass where=labels >= 0."
+WRONG = [([0, 5], 0, 5, FROM_ONE), ([-1, 2], -1, 2, LEFT_OUT), ([-7, 9], -7, 9, LEFT_OUT)]
 
 
-@pytest.mark.parametrize(("labels", "low", "high"), WRONG, ids=str)
-def test_a_wrong_label_raises_outside_jit(labels: list[int], low: int, high: int) -> None:
+@pytest.mark.parametrize(("labels", "low", "high", "hint"), WRONG, ids=str)
+def test_a_wrong_label_raises_outside_jit(labels: list[int], low: int, high: int, hint: str) -> None:
     message = (
         "softmax_cross_entropy: labels must satisfy 0 <= label < logits.shape[-1] = 5, "
-        f"but they range from {low} to {high}. Are they counted from 1?"
+        f"but they range from {low} to {high}. {hint}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         jaxconv.softmax_cross_entropy(normal((2, 5)), np.array(labels))

@@ -72,6 +72,13 @@ class Axis(NamedTuple):
         return self.slack % self.stride
 
     @property
+    def overhang(self) -> int:
+        """How far one more window, for what is unread, reaches beyond the padding; 0 if it would start in there."""
+        start = (self.slack // self.stride + 1) * self.stride
+        end = self.lo + self.length + min(self.hi, 0)
+        return start - self.slack if self.unread and 0 <= start < end else 0
+
+    @property
     def input_grad_padding(self) -> tuple[int, int]:
         """Padding of δ, dilated by the stride, in the full convolution that gives ∂x."""
         return self.span - 1 - self.lo, self.span - 1 - self.hi + self.unread
@@ -124,6 +131,10 @@ class Geometry:
     @property
     def unread(self) -> tuple[int, ...]:
         return tuple(axis.unread for axis in self.axes)
+
+    @property
+    def overhang(self) -> tuple[int, ...]:
+        return tuple(axis.overhang for axis in self.axes)
 
     def with_groups(self, groups: int) -> Geometry:
         return replace(self, groups=groups)

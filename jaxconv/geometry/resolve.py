@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout
@@ -164,6 +165,21 @@ def window_geometry(
     return Geometry(
         tuple(spatial), taps, strides, pads, dilations, input_dilations, groups, Layout.of(layout, rank), flip_kernel
     )
+
+
+def hung_over(function: str, geometry: Geometry, ceil_mode: bool) -> Geometry:
+    """With `ceil_mode`, padded for the last windows that hang over the end; else as it is."""
+    if not ceil_mode:
+        return geometry
+    for i, (axis, over) in enumerate(zip(geometry.axes, geometry.overhang, strict=True)):
+        if axis.hi < 0 < over:
+            raise ValueError(
+                f"{function}: with ceil_mode, padding must not crop the end over which a window hangs, but "
+                f"padding[{i}] = {(axis.lo, axis.hi)} and the last window along spatial axis {i} would hang over "
+                f"by {over}. Crop first: jaxconv.pad(x, padding)."
+            )
+    pads = tuple((lo, hi + over) for (lo, hi), over in zip(geometry.padding, geometry.overhang, strict=True))
+    return replace(geometry, padding=pads)
 
 
 def _kernel_taps(function: str, w_shape: Sequence[int], place: Layout) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from jaxconv.ops.dense import check_rate, dropout
 from jaxconv.ops.max_pool import max_pool
 from jaxconv.ops.pad import check_border, pad
 from jaxconv.ops.pool import avg_pool, check_power, global_avg_pool, lp_pool
+from jaxconv.ops.wiring import boolean
 
 
 def _plain(function: Callable[..., jax.Array], check: Callable[[Shape, Any], None]) -> Layer:
@@ -63,24 +64,32 @@ def _windowed(name: str, function: Callable[..., jax.Array]) -> Layer:
     return _plain(function, check)
 
 
-def _pool(name: str, op: Callable[..., Any], window: Any, stride: Any, padding: Any) -> Layer:
+def _pool(name: str, op: Callable[..., Any], window: Any, stride: Any, padding: Any, ceil_mode: bool) -> Layer:
     check_windows(name, padding, window=(window, 1), stride=(window if stride is None else stride, 1))
-    return _windowed(name, lambda x, rules: op(x, window, stride=stride, padding=padding, rules=rules))
+    options = {"stride": stride, "padding": padding, "ceil_mode": boolean(name, "ceil_mode", ceil_mode)}
+    return _windowed(name, lambda x, rules: op(x, window, rules=rules, **options))
 
 
-def MaxPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
+def MaxPool(
+    window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
+) -> Layer:
     """`jaxconv.max_pool`."""
-    return _pool("MaxPool", max_pool, window, stride, padding)
+    return _pool("MaxPool", max_pool, window, stride, padding, ceil_mode)
 
 
-def AvgPool(window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID") -> Layer:
+def AvgPool(
+    window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
+) -> Layer:
     """`jaxconv.avg_pool`."""
-    return _pool("AvgPool", avg_pool, window, stride, padding)
+    return _pool("AvgPool", avg_pool, window, stride, padding, ceil_mode)
 
 
-def LpPool(window: int | Sequence[int], p: float, *, stride: Any = None, padding: Any = "VALID") -> Layer:
+def LpPool(
+    window: int | Sequence[int], p: float, *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
+) -> Layer:
     """`jaxconv.lp_pool`: the p-norm of each window."""
-    return _pool("LpPool", functools.partial(lp_pool, p=check_power("LpPool", p)), window, stride, padding)
+    op = functools.partial(lp_pool, p=check_power("LpPool", p))
+    return _pool("LpPool", op, window, stride, padding, ceil_mode)
 
 
 def GlobalAvgPool() -> Layer:

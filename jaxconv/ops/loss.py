@@ -12,16 +12,17 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import as_array, check_rules, floating, number
+from jaxconv.ops.wiring import as_array, check_rules, floating, known, number
 
 
 def _entropy_forward(_: None, logits: jax.Array, targets: jax.Array) -> Any:
-    loss = forward.softmax_cross_entropy(logits, targets)
+    loss, masked = forward.softmax_cross_entropy(logits, targets), jnp.isneginf(logits)
     peak = jnp.where(jnp.isneginf(top := logits.max(-1, keepdims=True)), 0, top)
     unnormalised = jnp.exp(logits - peak)
     total = unnormalised.sum(-1, keepdims=True)
-    log_p = jnp.where(jnp.isneginf(logits), 0, logits - peak - jnp.log(total))
-    return loss, (unnormalised / total, log_p, targets)
+    total = jnp.where(total == 0, 1, total)  # every class is masked: there is nothing to normalise
+    log_p = jnp.where(masked, 0, logits - peak - jnp.log(total))
+    return loss, (unnormalised / total, log_p, jnp.where(masked, 0, targets))
 
 
 def _entropy_tangent(_: None, saved: Any, dlogits: Any, dtargets: Any) -> jax.Array:
@@ -46,31 +47,57 @@ _ENTROPY = Rule(
 )
 
 
-def _check_labels(labels: Any, classes: int) -> None:
-    """Concrete labels are checked at once; traced ones cannot be, and give NaN where they are wrong."""
-    if isinstance(labels, jax.core.Tracer) or labels.size == 0:
+def _check_where(function: str, where: Any, like: str, *shapes: tuple[int, ...]) -> jax.Array:
+    """`where` as a mask that broadcasts to the one of `shapes` with as many axes."""
+    where = as_array(function, "where", where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{function}: where.dtype must be bool, but is {where.dtype}. Compare: where != 0.")
+    for shape in shapes:
+        if where.ndim == len(shape) and all(n in (1, m) for n, m in zip(where.shape, shape, strict=True)):
+            return where
+    raise ValueError(
+        f"{function}: where must have the shape of {like}, or 1 along an axis, "
+        f"but {where.shape} does not broadcast to {' or '.join(map(str, shapes))}. "
+        "Give it an axis of size 1 where it does not vary: where[:, None] or where[None]."
+    )
+
+
+def _check_labels(labels: jax.Array, classes: int, kept: jax.Array | None) -> None:
+    """Known labels are checked at once; traced ones cannot be, and give NaN where they are wrong."""
+    values, mask = known(labels), True if kept is None else known(kept)
+    if values is None or mask is None:
         return
-    low, high = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
-    if low < 0 or high >= classes:
+    values = values[np.broadcast_to(mask, values.shape)]
+    if values.size and (values.min() < 0 or values.max() >= classes):
+        hint = "Are they counted from 1?" if values.min() >= 0 else "To leave examples out, pass where=labels >= 0."
         raise ValueError(
             f"softmax_cross_entropy: labels must satisfy 0 <= label < logits.shape[-1] = {classes}, "
-            f"but they range from {low} to {high}. Are they counted from 1?"
+            f"but they range from {values.min()} to {values.max()}. {hint}"
         )
 
 
 def softmax_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0, rules: str = "fast"
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    label_smoothing: float = 0.0,
+    where: ArrayLike | None = None,
+    rules: str = "fast",
 ) -> jax.Array:
     """−Σ_c t_c log softmax(z)_c for every example; the gradient in z is softmax(z) − t.
 
     A class whose logit is −∞ is masked: it has probability 0, gradient 0 and takes no smoothing, so the loss is
-    finite as long as the label itself is not masked.
+    finite as long as the label itself is not masked; a masked label costs ∞, and passes no gradient. An example
+    that is nothing but padding, every class masked and the target empty, has loss 0 and gradient 0.
 
     Args:
       logits: (..., classes), floating.
       labels: integers of shape (...), or probabilities ("one-hot") of logits' shape. A wrong integer raises; inside
         `jit`, where values are unknown, it makes its example's loss NaN.
       label_smoothing: ε in t ← (1 − ε) t + ε / m, m the number of classes that are not masked.
+      where: booleans, true for what takes part; None is true everywhere. Of shape (...), an axis of which may be 1,
+        it leaves out examples: their loss and gradients are exactly 0 whatever their logits (NaN too) and labels
+        are. Of shape (..., classes) it leaves out classes, as logits of −∞ do.
       rules: "fast", "textbook", "rotated" or "autodiff".
 
     Returns:
@@ -87,6 +114,14 @@ def softmax_cross_entropy(
       >>> jax.grad(lambda z: jaxconv.softmax_cross_entropy(z, jnp.array([2])).sum())(z)
       Array([[ 0.25,  0.25, -0.75,  0.25]], dtype=float32)
 
+      The `ignore_index` of other frameworks, here −100, and their mean over the examples that count:
+
+      >>> labels = jnp.array([2, -100])
+      >>> counts = labels != -100
+      >>> losses = jaxconv.softmax_cross_entropy(jnp.zeros((2, 4)), labels, where=counts)
+      >>> losses, losses.sum() / jnp.maximum(counts.sum(), 1)
+      (Array([1.3862944, 0.       ], dtype=float32), Array(1.3862944, dtype=float32))
+
     Source: d/dz (log Σ exp z − Σ t z) = p − t.
     """
     function = "softmax_cross_entropy"
@@ -100,7 +135,11 @@ def softmax_cross_entropy(
             f"{function}: label_smoothing must satisfy 0 <= label_smoothing < 1, but is {label_smoothing:g}."
         )
     classes = logits.shape[-1]
-    z = wide(logits)
+    z, kept = wide(logits), None
+    if where is not None:
+        where = _check_where(function, where, "the losses or the logits", logits.shape[:-1], logits.shape)
+        where = where if where.ndim == logits.ndim else where[..., None]
+        z, kept = jnp.where(where, z, -jnp.inf), where.any(-1)
     valid = None
     if jnp.issubdtype(labels.dtype, jnp.integer):
         labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)  # 8 bits cannot meet 300 classes
@@ -110,7 +149,7 @@ def softmax_cross_entropy(
                 f"but {labels.shape} != {logits.shape[:-1]}. "
                 "One-hot labels must be floating: labels.astype(jnp.float32)."
             )
-        _check_labels(labels, classes)
+        _check_labels(labels, classes, kept)
         valid = (labels >= 0) & (labels < classes)
         targets = jax.nn.one_hot(labels, classes, dtype=z.dtype)
     elif jnp.issubdtype(labels.dtype, jnp.floating):
@@ -122,6 +161,9 @@ def softmax_cross_entropy(
         targets = labels.astype(z.dtype)
     else:
         raise TypeError(f"{function}: labels.dtype must be an integer or floating, but is {labels.dtype}.")
+    if kept is not None:
+        targets = jnp.where(kept[..., None], targets, 0)
+        valid = None if valid is None else valid | ~kept
     if label_smoothing:
         present = (z > -jnp.inf).astype(z.dtype)
         share = present / jnp.maximum(present.sum(-1, keepdims=True), 1)
@@ -130,34 +172,41 @@ def softmax_cross_entropy(
     return loss if valid is None else jnp.where(valid, loss, jnp.nan)
 
 
-def _square_forward(_: None, predictions: jax.Array, targets: jax.Array) -> Any:
-    return forward.mean_squared_error(predictions, targets), predictions - targets
+def _square_forward(_: None, predictions: jax.Array, targets: jax.Array, count: jax.Array) -> Any:
+    return forward.mean_squared_error(predictions, targets, count), (predictions - targets, count)
 
 
-def _square_tangent(_: None, error: jax.Array, dp: Any, dt: Any) -> jax.Array:
+def _square_tangent(_: None, saved: Any, dp: Any, dt: Any, __: None) -> jax.Array:
+    error, count = saved
     difference = -dt if dp is None else dp if dt is None else dp - dt
-    return (2 / error.size) * (error * difference).sum()
+    return (2 / count) * (error * difference).sum()
 
 
-def _square_cotangent(_: None, error: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    dp = (2 / error.size) * g * error
-    return dp, -dp
+def _square_cotangent(_: None, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    error, count = saved
+    dp = (2 / count) * g * error
+    return dp, -dp, None
 
 
 _SQUARE = Rule(
-    primal=lambda _, predictions, targets: forward.mean_squared_error(predictions, targets),
+    primal=lambda _, predictions, targets, count: forward.mean_squared_error(predictions, targets, count),
     forward=_square_forward,
     tangent=_square_tangent,
     cotangent=_square_cotangent,
 )
 
 
-def mean_squared_error(predictions: ArrayLike, targets: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def mean_squared_error(
+    predictions: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None, rules: str = "fast"
+) -> jax.Array:
     """(1/m) Σ (p − t)² over all m elements; the gradient in p is 2 (p − t) / m.
 
     Args:
       predictions: any shape with at least one element, floating.
       targets: of the same shape and dtype.
+      where: booleans of that shape, or 1 along any axis: true for the elements that take part, and that m counts;
+        None is true everywhere. What is left out has gradient exactly 0, whatever it is (NaN too), and if
+        everything is, the loss is 0.
       rules: "fast", "textbook", "rotated" or "autodiff".
 
     Returns:
@@ -171,6 +220,8 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike, *, rules: str
       >>> p, t = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
       >>> jax.value_and_grad(jaxconv.mean_squared_error)(p, t)
       (Array(2.5, dtype=float32), Array([ 1., -2.], dtype=float32))
+      >>> jaxconv.mean_squared_error(p, jnp.array([0.0, jnp.nan]), where=jnp.array([True, False]))
+      Array(1., dtype=float32)
 
     Source: the chain rule.
     """
@@ -188,4 +239,10 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike, *, rules: str
         )
     if predictions.size == 0:
         raise ValueError(f"{function}: predictions must have at least one element, but have shape {predictions.shape}.")
-    return apply(rules, _SQUARE, None, wide(predictions), wide(targets))
+    p, t = wide(predictions), wide(targets)
+    count: Any = p.size
+    if where is not None:
+        where = _check_where(function, where, "the predictions", p.shape)
+        count = jnp.maximum(jnp.broadcast_to(where, p.shape).sum(), 1)
+        p, t = jnp.where(where, p, 0), jnp.where(where, t, 0)
+    return apply(rules, _SQUARE, None, p, t, jnp.asarray(count, p.dtype))

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
-from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank, window_geometry
+from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
 from jaxconv.ops.binding import Rule, apply, linear, linear_pair
 from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
-from jaxconv.ops.wiring import boolean, check_rules, floating, integers
+from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -90,6 +90,7 @@ def max_pool(
     stride: int | Sequence[int] | None = None,
     padding: str | int | Sequence[Any] = "VALID",
     dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
     layout: str = "NHWC",
     return_indices: bool = False,
     rules: str = "fast",
@@ -110,6 +111,9 @@ def max_pool(
       window: taps, an int or one per spatial axis.
       stride: step of the window; None means `window`.
       padding, dilation, layout: as in `jaxconv.conv`.
+      ceil_mode: read what the last stride leaves unread by one more window along that axis, which hangs over the
+        end: ⌈(n + lo + hi − span) / stride⌉ + 1 windows instead of ⌊…⌋ + 1, where span = dilation · (window − 1) + 1.
+        One that would start in the high padding is left out, as in PyTorch. padding="SAME" leaves nothing unread.
       return_indices: also return where each maximum stands, for `max_unpool`.
       rules: "fast", "textbook", "rotated" or "autodiff".
 
@@ -127,10 +131,12 @@ def max_pool(
       Array([3., 3.], dtype=float32)
       >>> jax.grad(lambda x: jaxconv.max_pool(x, 4).sum())(x)[0, :, 0]
       Array([0., 1., 0., 0.], dtype=float32)
+      >>> jaxconv.max_pool(x[:, :3], 2, ceil_mode=True)[0, :, 0]
+      Array([3., 3.], dtype=float32)
 
     Source: the pooling layer with remembered positions of A. Saraswat's article, without its loops.
     """
-    z, geometry = pool_geometry("max_pool", x, window, stride, padding, dilation, layout)
+    z, geometry, _ = pool_geometry("max_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("max_pool", rules)
     y = apply(rules, _MAX_POOL, geometry, z)
     if not boolean("max_pool", "return_indices", return_indices):
@@ -160,6 +166,46 @@ def _positions(winner: jax.Array, geometry: Geometry) -> jax.Array:
     return indices
 
 
+def _misplaced(indices: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Where an index is not a position that its own window reads."""
+    wrong, rest = np.full(indices.shape, 0 in geometry.spatial), indices
+    for axis, a in reversed([*zip(geometry.layout.y[2:], geometry.axes, strict=True)]):
+        along = [1] * indices.ndim
+        along[axis] = a.out
+        rest, position = np.divmod(rest, max(a.n, 1))
+        offset = position.astype(np.int64) + a.lo - np.arange(a.out).reshape(along) * a.stride
+        wrong |= (offset < 0) | (offset >= a.span) | (offset % a.dilation != 0)
+    return wrong | (rest != 0)
+
+
+def _check_indices(function: str, indices: jax.Array, geometry: Geometry) -> None:
+    """Known indices are checked at once; traced ones cannot be, and put nothing where they are wrong."""
+    values = known(indices)
+    if values is None or not (wrong := _misplaced(values, geometry) & (values != -1)).any():
+        return
+    first = tuple(int(i[0]) for i in np.nonzero(wrong))
+    starts = [first[axis] * a.stride - a.lo for axis, a in zip(geometry.layout.y[2:], geometry.axes, strict=True)]
+    spans = ", ".join(f"{lo}:{lo + a.span}" for lo, a in zip(starts, geometry.axes, strict=True))
+    positions, channels = math.prod(geometry.spatial), indices.shape[geometry.layout.y[1]]
+    remedy = (
+        "Were they made for another shape, or with another window, stride, padding, dilation or ceil_mode? "
+        "Take those of max_pool(..., return_indices=True)."
+    )
+    foreign = {
+        f"They count over channels or examples first: pass indices % {positions}.": values,
+        f"They count channels last, as TensorFlow does: pass indices // {channels} % {positions}.": values // channels,
+    }
+    for convention, spatial in foreign.items():
+        if positions and not _misplaced(spatial % positions, geometry).any():
+            remedy = convention
+            break
+    raise ValueError(
+        f"{function}: indices must be row-major positions in spatial_shape = {geometry.spatial}, for each example and "
+        f"channel on its own, that lie in their window (or -1, nowhere), but {wrong.sum()} of {wrong.size} do not: "
+        f"indices[{', '.join(map(str, first))}] = {values[first]}, and the window there is [{spans}]. {remedy}"
+    )
+
+
 def max_unpool(
     y: ArrayLike,
     indices: ArrayLike,
@@ -169,18 +215,22 @@ def max_unpool(
     stride: int | Sequence[int] | None = None,
     padding: str | int | Sequence[Any] = "VALID",
     dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
     layout: str = "NHWC",
     rules: str = "fast",
 ) -> jax.Array:
     """Put each element of y back where `max_pool` found it; all other positions are 0.
 
     The transpose of taking the remembered elements: where windows overlap and two of them remember the same
-    position, their values add up. An index that its window cannot have produced is ignored.
+    position, their values add up.
 
     Args:
       y: (n, *out, c) or (n, c, *out) after `layout`; floating.
-      indices: integers of y's shape, as `max_pool(..., return_indices=True)` returns them.
-      window, stride, padding, dilation, layout: those of the `max_pool`.
+      indices: integers of y's shape, as `max_pool(..., return_indices=True)` returns them: for each example and
+        channel on its own, row-major positions in the spatial axes (PyTorch's convention too); −1 is nowhere. An
+        index that its window does not read raises; inside `jit`, or mapped by `vmap`, where values are unknown, its
+        element is put nowhere. TensorFlow's count channels too: pass indices // c % (number of positions).
+      window, stride, padding, dilation, ceil_mode, layout: those of the `max_pool`.
       spatial_shape: spatial sizes of the result.
       rules: "fast", "textbook", "rotated" or "autodiff".
 
@@ -209,14 +259,17 @@ def max_unpool(
         function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
         layout=layout,
     )  # fmt: skip
+    geometry = hung_over(function, geometry, boolean(function, "ceil_mode", ceil_mode))
     place = geometry.layout.y
     expected = geometry.y_shape(y.shape[place[0]], y.shape[place[1]])
     for name, shape in (("y", y.shape), ("indices", indices.shape)):
         if shape != expected:
             raise ValueError(
                 f"{function}: {name}.shape must be what max_pool gives for spatial {spatial}, "
-                f"but {shape} != {expected}. Pass the window, stride, padding and dilation of the max_pool."
+                f"but {shape} != {expected}. Pass the window, stride, padding, dilation and ceil_mode of the max_pool."
             )
+    indices = indices if indices.dtype.itemsize >= 4 else indices.astype(jnp.int32)  # 8 bits cannot meet position 300
+    _check_indices(function, indices, geometry)
     every = forward.taps(geometry)
     nobody = len(every)  # a number no tap has: such a δ is put nowhere
     winner = jnp.full(indices.shape, nobody, np.min_scalar_type(nobody))

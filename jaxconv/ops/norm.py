@@ -6,7 +6,8 @@ With m elements standardised together, x̂ = (x − μ) / σ and σ² = variance
 
 The 1 belongs to the mean and the x̂ to the variance; RMS normalisation has no mean and so no 1. Symmetric
 means that the tangent map and the backward pass are the same line of code. Batch, layer, group and instance
-normalisation differ in which axes they standardise over, and in nothing else.
+normalisation differ in which axes they standardise over, and in nothing else. Where σ = 0, which only ε = 0
+allows (in the dtype of the statistics), nothing varies: x̂ is 0 there, not 0/0, and passes no gradient.
 
 Source: the batch-normalisation gradient of Ioffe and Szegedy (2015), collected into one projection.
 """
@@ -22,7 +23,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import accumulator, mean, wide
+from jaxconv.forward import accumulator, inverse_root, mean, wide
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
@@ -45,7 +46,7 @@ def _remember(over: _Over, x: jax.Array) -> Any:
     z = wide(x)
     if over.centred:
         z = z - mean(z, over.axes, over.axis_name)
-    inverse = lax.rsqrt(mean(z * z, over.axes, over.axis_name) + over.eps)
+    inverse = inverse_root(mean(z * z, over.axes, over.axis_name) + over.eps)
     normal = z * inverse
     return normal.astype(x.dtype), (normal, inverse)
 
@@ -231,7 +232,7 @@ def batch_norm(
     if not train:
         shape = [1] * x.ndim
         shape[channel] = x.shape[channel]
-        inverse = lax.rsqrt(wide(running["var"]) + eps)
+        inverse = inverse_root(wide(running["var"]) + eps)
         z = wide(x)
         parameters = _parameters(function, x, channel, scale, bias, rules)
         shift = (-wide(running["mean"]) * inverse).reshape(shape).astype(z.dtype)

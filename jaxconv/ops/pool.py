@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
-from jaxconv.geometry import Geometry, Layout, check_layout, spatial_rank, window_geometry
+from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
 from jaxconv.ops.binding import Rule, apply, linear_pair
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
@@ -75,17 +75,19 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
 _windows = linear_pair("window_sum", _window_sum, _spread)
 
 
-def _weight(static: tuple[Geometry, bool], dtype: Any) -> np.ndarray:
-    geometry, count_padding = static
-    return (1 / np.maximum(forward.window_counts(geometry, count_padding), 1)).astype(dtype)
+Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that counts
 
 
-def _average(static: tuple[Geometry, bool], _: None, t: jax.Array) -> jax.Array:
+def _weight(static: Average, dtype: Any) -> np.ndarray:
+    return (1 / np.maximum(forward.window_counts(*static), 1)).astype(dtype)
+
+
+def _average(static: Average, _: None, t: jax.Array) -> jax.Array:
     t = wide(t)
     return _windows.apply(t, static=static[0]) * _weight(static, t.dtype)
 
 
-def _average_transpose(static: tuple[Geometry, bool], _: None, g: jax.Array) -> tuple[jax.Array]:
+def _average_transpose(static: Average, _: None, g: jax.Array) -> tuple[jax.Array]:
     g = wide(g)
     return (_spread(g * _weight(static, g.dtype), static[0]),)
 
@@ -151,17 +153,19 @@ _GLOBAL_AVG_POOL = Rule(
 
 
 def pool_geometry(
-    function: str, x: Any, window: Any, stride: Any, padding: Any, dilation: Any, layout: Any
-) -> tuple[jax.Array, Geometry]:
-    """Validate what all pools share; x as an array, and the geometry of its windows."""
+    function: str, x: Any, window: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, layout: Any
+) -> tuple[jax.Array, Geometry, tuple[tuple[int, int], ...]]:
+    """Validate what all pools share; x as an array, the geometry of its windows, and the padding that was asked for."""
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "x", x.shape, layout)
     spatial = tuple(x.shape[axis] for axis in Layout.of(layout, rank).x[2:])
-    return x, window_geometry(
+    geometry = window_geometry(
         function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
         layout=layout,
     )  # fmt: skip
+    ceil_mode = boolean(function, "ceil_mode", ceil_mode)
+    return x, hung_over(function, geometry, ceil_mode), geometry.padding
 
 
 def check_power(function: str, p: Any) -> float:
@@ -179,6 +183,7 @@ def avg_pool(
     padding: str | int | Sequence[Any] = "VALID",
     dilation: int | Sequence[int] = 1,
     count_padding: bool = False,
+    ceil_mode: bool = False,
     layout: str = "NHWC",
     rules: str = "fast",
 ) -> jax.Array:
@@ -186,13 +191,14 @@ def avg_pool(
 
     y[n, p, c] = (1 / m_p) Σ_k x[n, s·p + d·k − lo, c]
 
-    m_p counts the real elements of window p, or all taps with `count_padding`. The gradient spreads each δ,
-    divided by m_p, evenly over its window. A window of nothing but padding gives 0.
+    m_p counts the real elements of window p; with `count_padding`, those of the padding too. The gradient spreads
+    each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0.
 
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.
-      window, stride, padding, dilation, layout, rules: as in `max_pool`.
-      count_padding: whether padding counts as elements of value 0.
+      window, stride, padding, dilation, ceil_mode, layout, rules: as in `max_pool`.
+      count_padding: whether padding counts as elements of value 0 (`count_include_pad` in PyTorch, where it is the
+        default). What hangs over the padding under `ceil_mode` never counts.
 
     Returns:
       y, in x's dtype.
@@ -204,12 +210,15 @@ def avg_pool(
       >>> import jax.numpy as jnp, jaxconv
       >>> jaxconv.avg_pool(jnp.arange(4.0).reshape(1, 4, 1), 3, stride=1, padding="SAME")[0, :, 0]
       Array([0.5, 1. , 2. , 2.5], dtype=float32)
+      >>> jaxconv.avg_pool(jnp.arange(5.0).reshape(1, 5, 1), 2, ceil_mode=True)[0, :, 0]
+      Array([0.5, 2.5, 4. ], dtype=float32)
 
     Source: a depthwise convolution with a constant kernel; its transpose is the full window sum of δ.
     """
-    z, geometry = pool_geometry("avg_pool", x, window, stride, padding, dilation, layout)
+    z, geometry, padded = pool_geometry("avg_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("avg_pool", rules)
-    return apply(rules, _AVG_POOL, (geometry, boolean("avg_pool", "count_padding", count_padding)), z)
+    counted = padded if boolean("avg_pool", "count_padding", count_padding) else ((0, 0),) * geometry.rank
+    return apply(rules, _AVG_POOL, (geometry, counted), z)
 
 
 def lp_pool(
@@ -220,6 +229,7 @@ def lp_pool(
     stride: int | Sequence[int] | None = None,
     padding: str | int | Sequence[Any] = "VALID",
     dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
     layout: str = "NHWC",
     rules: str = "fast",
 ) -> jax.Array:
@@ -234,7 +244,8 @@ def lp_pool(
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.
       p: a finite number ≥ 1; p = 1 sums absolute values, and large p approaches a max pool of them.
-      window, stride, padding, dilation, layout, rules: as in `max_pool`.
+      window, stride, padding, dilation, ceil_mode, layout, rules: as in `max_pool`. A window that hangs over has the
+        norm of what it holds (PyTorch scales it up by (taps / taps inside)^(1/p)).
 
     Returns:
       y, in x's dtype.
@@ -252,7 +263,7 @@ def lp_pool(
 
     Source: the chain rule on the p-norm, with the subgradient 0 at 0.
     """
-    z, geometry = pool_geometry("lp_pool", x, window, stride, padding, dilation, layout)
+    z, geometry, _ = pool_geometry("lp_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("lp_pool", rules)
     return apply(rules, _LP_POOL, (geometry, check_power("lp_pool", p)), z)
 

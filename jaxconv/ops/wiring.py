@@ -53,6 +53,13 @@ def integers(function: str, name: str, value: Any) -> jax.Array:
     return x
 
 
+def known(x: Any) -> np.ndarray | None:
+    """The values of `x` where they can be looked at: not while they are traced, nor if other processes hold some."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
 def number(function: str, name: str, value: Any) -> float:
     """A static real number, NumPy's scalars included."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
