@@ -281,6 +281,7 @@ def test_a_rule_in_numpy_runs_where_values_are_known() -> None:
 
 # Forward mode
 
+FIRST = jnp.array([[[0, 0], [2, 2], [4, 4]]])  # the first tap of each window of two
 KINDS: dict[str, Callable[..., jax.Array]] = {
     "conv": lambda x, rules: jaxconv.conv(x, jnp.ones((2, 2, 2)), rules=rules),
     "bias": lambda x, rules: jaxconv.conv(jnp.ones((1, 3, 2)), jnp.ones((2, 2, 2)), x[0, 0], rules=rules),
@@ -288,7 +289,7 @@ KINDS: dict[str, Callable[..., jax.Array]] = {
     "dense": lambda x, rules: jaxconv.dense(x, jnp.ones((2, 2)), rules=rules),
     "relu": lambda x, rules: jaxconv.relu(x, rules=rules),
     "pad": lambda x, rules: jaxconv.pad(x, 1, rules=rules),
-    "max_unpool": lambda x, rules: jaxconv.max_unpool(x, jnp.zeros((1, 3, 2), int), 2, 6, rules=rules),
+    "max_unpool": lambda x, rules: jaxconv.max_unpool(x, FIRST, 2, 6, rules=rules),
 }
 KERNELS = ("conv", "bias", "conv_transpose", "dense")
 FORWARD: dict[str, Callable[..., Any]] = {
