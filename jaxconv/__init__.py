@@ -1,8 +1,10 @@
 """Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
 
+from jaxconv import layers, models, rules
 from jaxconv.comparison import compare
 from jaxconv.explanation import explain
 from jaxconv.gradcheck import check
+from jaxconv.ops import binding
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
 from jaxconv.ops.conv_general_dilated import conv_general_dilated
@@ -28,6 +30,7 @@ __all__ = [
     "automatic",
     "avg_pool",
     "batch_norm",
+    "binding",
     "check",
     "compare",
     "conv",
@@ -48,17 +51,20 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "layers",
     "leaky_relu",
     "lp_pool",
     "max_pool",
     "max_unpool",
     "mean_squared_error",
+    "models",
     "pad",
     "per_example_grad_norms",
     "plan",
     "relu",
     "relu6",
     "rms_norm",
+    "rules",
     "sigmoid",
     "silu",
     "softmax_cross_entropy",

@@ -22,10 +22,14 @@ from jax import lax
 
 from jaxconv.geometry import Axis, Geometry
 
+# Bound once, for all files: somebody may put this library's drop-in where `lax` keeps its own.
+conv_general_dilated = lax.conv_general_dilated
+
 
 def accumulator(dtype: Any) -> Any:
-    """The dtype sums are carried in: float32 for the 16-bit floats, else the dtype itself."""
-    return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
+    """The dtype sums are carried in: float32 for the floats of 16 bits and fewer, else the dtype itself."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.float32 if narrow else dtype
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -42,7 +46,7 @@ def conv(
     layout = geometry.layout
     if geometry.flip_kernel:
         w = lax.rev(w, layout.w[2:])
-    return lax.conv_general_dilated(
+    return conv_general_dilated(
         x,
         w,
         window_strides=geometry.stride,

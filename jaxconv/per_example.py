@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxconv import forward
+from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry
 from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
 
@@ -234,7 +234,7 @@ def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
 
 
 def _is_kernel_grad(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name == "jaxconv_kernel_grad"
+    return eqn.primitive.name == "jaxconv_kernel_grad" and eqn.params["rules"] == primitives.FAST
 
 
 def _keeps_length(eqn: JaxprEqn) -> bool:

@@ -8,6 +8,10 @@ two. Batching maps them onto themselves as well: a batch on the data folds into 
 its channels, a batch on both multiplies the groups. Every order of derivative and every nesting of `vmap` is
 then again a program of these three, and XLA never sees a gradient that was not written here.
 
+The rule set that computes them is a static parameter: a rule of the user's is called with one ordinary convolution,
+never with a batch of them that would fold into one. A batch on both operands is the exception: groups are what it
+would become, and since a rule may know of none, it is mapped over by `vmap` as it stands.
+
 **Linear pairs.** The derivative of a max pool, an average pool, a border or a bias is a linear map; a pair
 holds the map and its hand-written transpose, each the other's gradient. Integer residuals (the taps that a
 max pool remembers) ride along undifferentiated.
@@ -30,7 +34,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry
-from jaxconv.rules import fast
+from jaxconv.rules import NAMED, ConvRules
+
+FAST = NAMED["fast"]
 
 # What each primitive computes, as plain JAX: how automatic differentiation would see it.
 PLAIN: dict[Primitive, Callable[..., jax.Array]] = {}
@@ -44,8 +50,9 @@ def _define(
     compute: Callable[..., jax.Array],
     plain: Callable[..., jax.Array],
     on_cpu: Callable[..., jax.Array] | None = None,
+    result: Callable[..., jax.ShapeDtypeStruct] | None = None,
 ) -> Primitive:
-    """A primitive that lowers to `compute` and takes its shape rule from it; on a CPU it lowers to `on_cpu`."""
+    """A primitive that lowers to `compute`, on a CPU to `on_cpu`; its result is as `result` says, or as computed."""
     primitive = Primitive(f"jaxconv_{name}")
     PLAIN[primitive] = plain
 
@@ -62,12 +69,12 @@ def _define(
             return program(tuple(static.items()))(*operands)
 
     @functools.lru_cache(maxsize=4096)
-    def shape_of(operands: tuple[jax.ShapeDtypeStruct, ...], static: tuple[tuple[str, Any], ...]) -> Any:
+    def computed(operands: tuple[jax.ShapeDtypeStruct, ...], static: tuple[tuple[str, Any], ...]) -> Any:
         return jax.eval_shape(functools.partial(compute, **dict(static)), *operands)
 
     def abstract(*operands: Any, **static: Any) -> Any:
         key = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands)
-        out = shape_of(key, tuple(static.items()))
+        out = result(*key, **static) if result else computed(key, tuple(static.items()))
         first = operands[0]
         sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
         return first.update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
@@ -145,47 +152,94 @@ class _Map(NamedTuple):
 
 def _trio_map(name: str, arrays: str) -> _Map:
     """A primitive for a map of that name; `arrays` names its two operands and its result, each one of x, w and y."""
-    rule, definition = getattr(fast, name), getattr(forward, name)
+    definition = getattr(forward, name)
+
+    def alike_in_dtype(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both operands in the dtype of δ, if it is one of them: it may be wider than the kernel it meets."""
+        common = b.dtype if arrays[1] == "y" else a.dtype
+        return jnp.asarray(a, common), jnp.asarray(b, common)
+
+    def result(a: Any, b: Any, *, geometry: Geometry, dtype: Any, depth: int, **_: Any) -> jax.ShapeDtypeStruct:
+        shapes = dict(zip(arrays, (a.shape[depth:], b.shape[depth:]), strict=False))
+        return jax.ShapeDtypeStruct((*a.shape[:depth], *_result_shape(shapes, arrays[2], geometry)), dtype)
 
     def compute(
-        a: jax.Array,
-        b: jax.Array,
-        *,
-        geometry: Geometry,
-        precision: Any,
-        dtype: Any,
-        engine: str,
-        platform: str | None = None,
-    ) -> jax.Array:
+        a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str, rules: ConvRules,
+        depth: int, platform: str | None = None,
+    ) -> jax.Array:  # fmt: skip
         del engine  # who computes; there is one engine so far
-        with jax.numpy_dtype_promotion("standard"):  # δ may be wider than the kernel it meets
-            common = jnp.promote_types(a.dtype, b.dtype)
-            wanted = None if dtype == common else jnp.promote_types(dtype, common)
-        options = {"platform": platform, "precision": precision, "preferred_element_type": wanted}
-        return rule(a.astype(common), b.astype(common), geometry, **options).astype(dtype)
+        a, b = alike_in_dtype(a, b)
+        wider = dtype if arrays[2] == "y" and dtype != a.dtype else None
+        options = {"precision": precision, "preferred_element_type": wider}
+        if rules == FAST:
+            options["platform"] = platform
+        given = {option: value for option, value in options.items() if value is not None}  # a rule may know of none
 
-    def plain(a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, engine: str) -> jax.Array:
-        del engine
-        with jax.numpy_dtype_promotion("standard"):
-            wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), dtype)
-        return definition(a.astype(wide), b.astype(wide), geometry, precision=precision).astype(dtype)
+        def call(a: jax.Array, b: jax.Array) -> jax.Array:
+            return getattr(rules, name)(a, b, geometry, **given)
 
-    primitive = _define(name, compute, plain, functools.partial(compute, platform="cpu"))
+        for _ in range(depth):
+            call = jax.vmap(call)
+        return _checked(name, call(a, b), result(a, b, geometry=geometry, dtype=dtype, depth=depth))
 
-    def specs(a: Any, b: Any, *, geometry: Geometry, **_: Any) -> tuple[Any, ...]:
+    def plain(
+        a: jax.Array, b: jax.Array, *, geometry: Geometry, precision: Any, dtype: Any, depth: int, **_: Any
+    ) -> jax.Array:
+        options = {"preferred_element_type": dtype} if arrays[2] == "y" else {}
+
+        def call(a: jax.Array, b: jax.Array) -> jax.Array:
+            return definition(a, b, geometry, precision=precision, **options)
+
+        for _level in range(depth):
+            call = jax.vmap(call)
+        return call(*alike_in_dtype(a, b)).astype(dtype)
+
+    primitive = _define(name, compute, plain, functools.partial(compute, platform="cpu"), result)
+    through_jit = primitive.impl
+
+    def eager(*operands: Any, **static: Any) -> jax.Array:
+        """A rule that somebody wrote runs as it was written: it may print what it sees, or be NumPy."""
+        return (through_jit if static["rules"] == FAST else compute)(*operands, **static)
+
+    primitive.def_impl(eager)
+
+    def specs(a: Any, b: Any, *, geometry: Geometry, depth: int, **_: Any) -> tuple[Any, ...]:
         """Batch and channel axes keep their sharding; a contracted axis is summed over its devices."""
         place = geometry.layout._asdict()
         keep: list[Any] = [None] * (geometry.rank + 2)
-        for source, spec in zip(arrays[:2], (a, b), strict=True):
+        for source, spec in zip(arrays[:2], (a[depth:], b[depth:]), strict=True):
             for there, here in _SHARED[source + arrays[2]]:
                 sharding = spec[place[source][there]]
                 if geometry.groups > 1 and (there, here) == (1, 1):  # c counts one group in w, all of them in x
                     continue
                 if sharding not in keep:  # a mesh axis can split one axis only: the first operand's has it
                     keep[place[arrays[2]][here]] = sharding
-        return tuple(keep)
+        return (*(None if sharding in keep else sharding for sharding in a[:depth]), *keep)
 
     return _Map(primitive, functools.partial(_bind, primitive, specs))
+
+
+def _result_shape(shapes: dict[str, tuple[int, ...]], result: str, geometry: Geometry) -> tuple[int, ...]:
+    """The shape of the one of x, w and y that the other two make."""
+    place, groups = geometry.layout, geometry.groups
+    match result:
+        case "y":
+            return geometry.y_shape(shapes["x"][place.x[0]], shapes["w"][place.w[0]])
+        case "x":
+            return geometry.x_shape(shapes["y"][place.y[0]], shapes["w"][place.w[1]] * groups)
+    return geometry.w_shape(shapes["x"][place.x[1]] // groups, shapes["y"][place.y[1]])
+
+
+def _checked(name: str, value: Any, expected: jax.ShapeDtypeStruct) -> jax.Array:
+    """What a rule returned, in the dtype it is wanted in, if it has the shape."""
+    shape = getattr(value, "shape", None)
+    if shape != expected.shape:
+        found = f"is {type(value).__name__}" if shape is None else f"has shape {shape}"
+        raise ValueError(
+            f"rules.{name} must return an array of shape {expected.shape}, but what it returned {found}. "
+            "The geometry it is called with knows the shape: geometry.x_shape, .w_shape, .y_shape."
+        )
+    return jnp.asarray(value, expected.dtype)
 
 
 # Which (batch, channel) axis of one array is which of another: N, c and o of the trilinear form.
@@ -271,11 +325,15 @@ _GROUP_AXIS = {"x": _CHANNEL, "y": _CHANNEL, "w": 0}
 
 
 def _batching(of: _Map, arrays: str) -> None:
-    """Register `vmap`: fold a batch into an axis that the map does not sum over, or into the groups."""
+    """Register `vmap`: fold a batch into an axis that the map does not sum over, or into the groups.
+
+    A written rule need not know of groups: a batch on both operands stays one, in `depth` leading axes.
+    """
 
     def rule(operands: Sequence[jax.Array], dims: Sequence[int | None], **static: Any) -> tuple[jax.Array, int]:
         geometry: Geometry = static["geometry"]
-        place = geometry.layout._asdict()
+        depth: int = static["depth"]
+        place = {array: [depth + axis for axis in spec] for array, spec in geometry.layout._asdict().items()}
         (a, b), (i, j) = operands, dims
         if 0 in (operand.shape[dim] for operand, dim in zip(operands, dims, strict=True) if dim is not None):
             single = [
@@ -284,6 +342,9 @@ def _batching(of: _Map, arrays: str) -> None:
             ]
             out = jax.eval_shape(functools.partial(of.bind, **static), *single)
             return jnp.zeros((0, *out.shape), out.dtype), 0
+        if i is not None and j is not None and static["rules"] != FAST:
+            a, b = jnp.moveaxis(a, i, 0), jnp.moveaxis(b, j, 0)
+            return of.bind(a, b, **{**static, "depth": depth + 1}), 0
         if i is not None and j is not None:
             size = a.shape[i]
             a = _fold(a, i, place[arrays[0]][_GROUP_AXIS[arrays[0]]])
@@ -309,31 +370,88 @@ _batching(_input_grad, "ywx")
 _batching(_kernel_grad, "xyw")
 
 
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
-    """∂T/∂g with every transformation of JAX; the result has dtype `dtype`."""
-    return _conv.bind(x, w, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+def conv(
+    x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str, rules: ConvRules = FAST
+) -> jax.Array:
+    """∂T/∂g with every transformation of JAX, computed by `rules`; the result has dtype `dtype`."""
+    return _conv.bind(x, w, geometry=geometry, **_static(precision, dtype, engine, rules))
 
 
-def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str) -> jax.Array:
-    """∂T/∂x with every transformation of JAX; the result has dtype `dtype`."""
-    return _input_grad.bind(g, w, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+def input_grad(
+    g: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str, rules: ConvRules = FAST
+) -> jax.Array:
+    """∂T/∂x with every transformation of JAX, computed by `rules`; the result has dtype `dtype`."""
+    return _input_grad.bind(g, w, geometry=geometry, **_static(precision, dtype, engine, rules))
 
 
 def kernel_grad(
-    x: jax.Array, g: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, precision: Any, dtype: Any, engine: str, rules: ConvRules = FAST
 ) -> jax.Array:
-    """∂T/∂w with every transformation of JAX; the result has dtype `dtype`."""
-    return _kernel_grad.bind(x, g, geometry=geometry, precision=precision, dtype=jnp.dtype(dtype), engine=engine)
+    """∂T/∂w with every transformation of JAX, computed by `rules`; the result has dtype `dtype`."""
+    return _kernel_grad.bind(x, g, geometry=geometry, **_static(precision, dtype, engine, rules))
+
+
+def _static(precision: Any, dtype: Any, engine: str, rules: ConvRules) -> dict[str, Any]:
+    return {"precision": precision, "dtype": jnp.dtype(dtype), "engine": engine, "rules": rules, "depth": 0}
+
+
+# Reverse mode only
+
+_mark = Primitive("jaxconv_reverse_only")
+_marked_tangent = Primitive("jaxconv_reverse_only_tangent")
+PLAIN[_mark] = lambda x, **_: x
+
+
+def _refuse(*_: Any, rules: str) -> Any:
+    raise TypeError(
+        f'rules="{rules}" has reverse mode only: it is bound by jax.custom_vjp, which knows no jvp, jacfwd, hessian or '
+        'linearize. rules="fast" has them all.'
+    )
+
+
+def _mark_jvp(primals: Sequence[Any], tangents: Sequence[Any], **static: Any) -> tuple[jax.Array, Any]:
+    (x,), (t,) = primals, tangents
+    return x, t if type(t) is ad.Zero else _marked_tangent.bind(t, **static)
+
+
+_mark.def_impl(PLAIN[_mark])
+_mark.def_abstract_eval(PLAIN[_mark])
+mlir.register_lowering(_mark, mlir.lower_fun(PLAIN[_mark], multiple_results=False))
+ad.primitive_jvps[_mark] = _mark_jvp
+batching.primitive_batchers[_mark] = lambda operands, dims, **static: (_mark.bind(*operands, **static), dims[0])
+# A tangent may be transposed, never computed: not by a call, a compiled program or, before either, under `vmap`.
+_marked_tangent.def_impl(_refuse)
+_marked_tangent.def_abstract_eval(PLAIN[_mark])
+mlir.register_lowering(_marked_tangent, mlir.lower_fun(_refuse, multiple_results=False))
+ad.deflinear2(_marked_tangent, lambda ct, _, **__: [ct])
+batching.primitive_batchers[_marked_tangent] = _refuse
+
+
+def reverse_only(x: jax.Array, rules: str) -> jax.Array:
+    """x, for a `jax.custom_vjp`: reverse mode passes through, forward mode is told which rules have it."""
+    return _mark.bind(x, rules=rules)
 
 
 # Linear pairs
 
 
 class LinearPair(NamedTuple):
-    """A linear map of its first operand and the map's transpose."""
+    """A linear map and its transpose, functions (x, *integers, static=...) -> y, linear in x.
+
+    Args:
+      apply, transpose: as primitives, each the derivative of the other, under every transformation.
+      plain, plain_transpose: the functions they were made of.
+    """
 
     apply: Callable[..., jax.Array]
     transpose: Callable[..., jax.Array]
+    plain: Callable[..., jax.Array]
+    plain_transpose: Callable[..., jax.Array]
+
+    @property
+    def transposed(self) -> LinearPair:
+        """The same pair, entered by its other door."""
+        return LinearPair(self.transpose, self.apply, self.plain_transpose, self.plain)
 
 
 def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
@@ -356,7 +474,8 @@ def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[
     binders = {p: functools.partial(_bind_pair, p) for p in (there, back)}
     for primitive, other in ((there, back), (back, there)):
         _register_linear(primitive, binders[primitive], binders[other])
-    return LinearPair(*(lambda x, *r, static, p=p: binders[p](x, *r, static=static, depth=0) for p in (there, back)))
+    forth, fro = (lambda x, *r, static, p=p: binders[p](x, *r, static=static, depth=0) for p in (there, back))
+    return LinearPair(forth, fro, apply, transpose)
 
 
 def _bind_pair(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:

@@ -125,8 +125,8 @@ def test_a_name_binds_the_rules_of_that_name(rules: str, monkeypatch: pytest.Mon
     assert "input_grad" in recorder.calls
 
 
-@pytest.mark.parametrize(("rules", "bound"), [("fast", True), ("autodiff", False)])
-def test_only_fast_binds_the_primitives(rules: str, bound: bool) -> None:
+@pytest.mark.parametrize(("rules", "bound"), [*((r, True) for r in NAMED), ("autodiff", False)])
+def test_all_but_autodiff_bind_the_primitives(rules: str, bound: bool) -> None:
     x, w = arrays(CASE)
     gradient = jax.grad(lambda x: (jaxconv.conv(x, w, **CASE.options, rules=rules) ** 2).sum())
     jaxpr = str(jax.make_jaxpr(gradient)(x))

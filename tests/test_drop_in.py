@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from tests.agreement import agree
+from tests.agreement import GROUPED, RULES, agree
 from tests.cases import cotangent
 
 CONVS = (jaxconv.conv_general_dilated, lax.conv_general_dilated)
@@ -292,3 +295,50 @@ def test_an_nnx_layer_trains_alike(layer: dict[str, Any]) -> None:
 
     (ours, state), (theirs, _) = functional(conv_general_dilated=OPTIONS["conv_general_dilated"]), functional()
     assert_trains_alike(ours, theirs, layer, random(state), inputs(layer))
+
+
+# In the place of lax's own
+
+
+def test_whoever_puts_it_in_the_place_of_lax_s_own_gets_these_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules that are written through `lax` still end there, and so does the drop-in."""
+    mine = jaxconv.ConvRules(jaxconv.rules.rotated.input_grad, jaxconv.rules.textbook.kernel_grad)
+    module, x = nn.Conv(8, (3, 2), feature_group_count=2), inputs({"kernel_size": (3, 2)})
+    variables = random(jax.eval_shape(module.init, jax.random.key(0), x))
+    call = CALLS[0]
+    delta = cotangent((2, 4, 4), seed=3)
+
+    def hand_written(*args: Any) -> Any:
+        *operands, delta = args
+        pulled = {r: jax.vjp(partial(GROUPED, rules=r), *operands)[1](delta) for r in (*RULES, "autodiff", mine)}
+        return list(pulled.values())
+
+    def trained(variables: Any, x: Any) -> Any:
+        return jax.value_and_grad(lambda variables: jnp.sum(module.apply(variables, x) ** 2))(variables)
+
+    arguments = GROUPED.arguments()
+    right = (
+        jax.jit(hand_written)(*arguments),
+        jax.jit(trained)(variables, x),
+        call.pulled(CONVS[1])(*call.operands(), delta),
+    )
+    jax.clear_caches()  # what has been traced has looked `lax` up already
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", jaxconv.conv_general_dilated)
+    assert "jaxconv_kernel_grad" in str(jax.make_jaxpr(trained)(variables, x))
+    got = hand_written(*arguments), jax.jit(trained)(variables, x), call.pulled(CONVS[0])(*call.operands(), delta)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5 if a.dtype == np.float32 else 1e-12)
+    with pytest.raises(ValueError, match="padding"):
+        jax.lax.conv_general_dilated(*call.operands(), (2,), 1)
+
+
+def test_lax_s_own_is_looked_up_once_in_one_file() -> None:
+    """A second place that asks `lax` when it is called would be a way back into the drop-in."""
+    package = Path(jaxconv.__file__).parent
+    places = [
+        path.relative_to(package).as_posix()
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("lax.conv_general_dilated")
+    ]
+    assert places == ["forward.py"]

@@ -58,8 +58,9 @@ def _nothing_may_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def computed(*args: Any, **options: Any) -> Any:
         raise AssertionError("the mistake went unnoticed until the computation")
 
-    for module in (activation, dense, loss, norm, pad, pool):
+    for module in (activation, dense, loss, norm, pool):
         monkeypatch.setattr(module, "apply", computed)
+    monkeypatch.setattr(pad, "linear", computed)
     monkeypatch.setattr(dense, "convolve", computed)
 
 
@@ -81,9 +82,7 @@ def test_x_must_be_floating(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_rules_must_be_known(name: str) -> None:
-    choice = "textbook, rotated, fast, autodiff"
-    if name == "dense":
-        choice += " or a ConvRules(input_grad, kernel_grad)"
+    choice = "textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad)"
     for wrong in ("slow", None, ["fast"]):
         message = f"{name}: rules must be one of {choice}, but is {wrong!r}."
         check(lambda wrong=wrong: EVERY[name](X, rules=wrong), ValueError, message)
@@ -398,7 +397,8 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: entropy([0, 1], rules="p - y"),
         ValueError,
-        "softmax_cross_entropy: rules must be one of textbook, rotated, fast, autodiff, but is 'p - y'.",
+        "softmax_cross_entropy: rules must be one of textbook, rotated, fast, autodiff "
+        "or a ConvRules(input_grad, kernel_grad), but is 'p - y'.",
     ),
     (
         lambda: entropy([0, 1], where=[1, 0]),

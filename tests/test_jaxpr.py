@@ -81,15 +81,22 @@ def test_the_first_layer_of_a_network_computes_no_input_gradient() -> None:
     assert ours(jax.grad(network), kernels, X) == {"conv": 3, "kernel_grad": 3, "input_grad": 2}
 
 
-def test_grad_of_vmap_computes_one_kernel_gradient_and_none_per_example() -> None:
-    gradient = jax.grad(batch_loss, 1)
+MINE = jaxconv.ConvRules(jaxconv.rules.rotated.input_grad, jaxconv.rules.textbook.kernel_grad)
+
+
+@pytest.mark.parametrize("rules", [*jaxconv.rules.NAMED, MINE], ids=lambda r: r if isinstance(r, str) else "mine")
+def test_grad_of_vmap_computes_one_kernel_gradient_and_none_per_example(rules: Any) -> None:
+    gradient = jax.grad(partial(batch_loss, rules=rules), 1)
     assert ours(gradient, XS, W) == {"conv": 1, "kernel_grad": 1}
     assert BATCH * W.size not in sizes(gradient, XS, W)
 
 
 def test_the_same_search_finds_the_gradients_per_example_of_custom_vjp() -> None:
-    """Why the fast rules are primitives: the rule of a custom_vjp is mapped over the batch, then summed."""
-    assert BATCH * W.size in sizes(jax.grad(partial(batch_loss, rules="rotated"), 1), XS, W)
+    """Why rule sets are carried by primitives: the rule of a custom_vjp is mapped over the batch, then summed."""
+    conv = jax.custom_vjp(lambda x, w: jaxconv.conv(x, w))
+    conv.defvjp(lambda x, w: jax.vjp(jaxconv.conv, x, w), lambda pullback, g: pullback(g))
+    gradient = jax.grad(lambda x, w: jnp.sum(jax.vmap(conv, (0, None))(x, w) ** 2), 1)
+    assert BATCH * W.size in sizes(gradient, XS, W)
 
 
 def test_vmap_of_grad_computes_one_kernel_gradient_per_example_in_one_map() -> None:
@@ -120,20 +127,17 @@ def test_a_transposed_convolution_is_a_program_of_the_three_maps() -> None:
     assert ours(jax.grad(transposed, (0, 1)), X, w) == {"input_grad": 1, "conv": 1, "kernel_grad": 1}
 
 
+@pytest.mark.parametrize("rules", jaxconv.rules.NAMED)
 @pytest.mark.parametrize("op", [jaxconv.conv, jaxconv.conv_transpose], ids=lambda op: op.__name__)
-def test_a_frozen_operand_s_partner_is_not_remembered(op: Callable[..., jax.Array]) -> None:
+def test_a_frozen_operand_s_partner_is_not_remembered(op: Callable[..., jax.Array], rules: str) -> None:
     """dx needs w and dw needs x: differentiate in one, and only the other is kept."""
     w = W if op is jaxconv.conv else W.swapaxes(2, 3)
+    op = partial(op, rules=rules)
     b = np.ones(5, np.float32)
     assert saved(lambda x: op(x, w, b), X) == {w.shape}
     assert saved(lambda w: op(X, w, b), w) == {X.shape}
     assert saved(lambda b: op(X, w, b), b) == set()
     assert saved(op, X, w, b) == {X.shape, w.shape}
-
-
-def test_custom_vjp_remembers_both() -> None:
-    """What the last test would see if a rule set kept everything."""
-    assert saved(lambda x: jaxconv.conv(x, W, rules="rotated"), X) == {X.shape, W.shape}
 
 
 def test_linearize_remembers_what_vjp_does() -> None:

@@ -24,7 +24,7 @@ OUTSIDE = {
     "forward": {"jax", "numpy"},
     "rules": {"jax", "numpy", "inspect"},
     "primitives": {"jax", "numpy"},
-    "ops": {"jax", "numpy"},
+    "ops": {"jax", "numpy", "inspect"},
     "layers": {"jax", "numpy"},
     "models": {"jax", "numpy"},
     "transforms": {"jax", "numpy", "inspect", "types"},

@@ -94,7 +94,7 @@ def test_dropout_draws_differently_in_each_layer_and_not_at_all_in_inference() -
 def test_images_too_small_for_a_model_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="Conv: the input is too small: spatial"):
         MODELS["lenet5"](10).init(jax.random.key(0), (1, 8, 8, 1))
-    with pytest.raises(ValueError, match="max_pool: the input is too small"):
+    with pytest.raises(ValueError, match="MaxPool: the input is too small"):
         serial(MaxPool(4)).init(jax.random.key(0), (1, 3, 3, 1))
 
 

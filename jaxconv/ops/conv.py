@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,32 +13,11 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.wiring import RULES, boolean, check_engine, floating, frozen, same_dtype
+from jaxconv.ops.own_rules import held
+from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
 
 Rules = str | ConvRules
-
-
-# jax.custom_vjp: the written rule, and nothing but the written rule
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any) -> jax.Array:
-    return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
-
-
-def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any) -> Any:
-    return _by_rule(x, w, geometry, rules, precision, dtype), (x, w)
-
-
-def _backward(geometry: Geometry, rules: ConvRules, precision: Any, dtype: Any, saved: Any, g: Any) -> Any:
-    x, w = saved
-    dx = rules.input_grad(g, w.astype(g.dtype), geometry, **given(precision=precision))
-    dw = rules.kernel_grad(x.astype(g.dtype), g, geometry, **given(precision=precision))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_by_rule.defvjp(_forward, _backward)
 
 
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
@@ -50,14 +29,6 @@ def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
 _bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _bias_by_rule(b: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
-    return forward.bias(b, *static)
-
-
-_bias_by_rule.defvjp(lambda b, static: (forward.bias(b, *static), None), lambda static, _, g: (_bias_grad(g, static),))
-
-
 # Shared by every op on kernels
 
 
@@ -66,19 +37,19 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_kernel_rules(function: str, rules: Any) -> None:
-    if not isinstance(rules, ConvRules) and rules not in RULES:
-        raise ValueError(
-            f"{function}: rules must be one of {', '.join(RULES)} or a ConvRules(input_grad, kernel_grad), "
-            f"but is {rules!r}."
-        )
+def check_kernel_rules(function: str, rules: Any) -> Rules:
+    """The rules of an op with a kernel, the caller's held to their contract."""
+    check_rules(function, rules)
+    return held(function, rules) if isinstance(rules, ConvRules) else rules
 
 
-def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) -> tuple[list[jax.Array], str, int]:
+def prepare(
+    function: str, rules: Any, engine: Any, layout: Any, **arrays: Any
+) -> tuple[list[jax.Array], Rules, str, int]:
     """Validate what all ops on kernels share: two arrays of one floating dtype and rank, and the choices."""
     values = {name: floating(function, name, value) for name, value in arrays.items()}
     same_dtype(function, **values)
-    check_kernel_rules(function, rules)
+    rules = check_kernel_rules(function, rules)
     check_engine(function, engine)
     layout = check_layout(function, layout)
     (first, a), (second, b) = values.items()
@@ -88,19 +59,22 @@ def prepare(function: str, rules: Any, engine: Any, layout: Any, **arrays: Any) 
             f"{function}: {second} must have as many axes as {first}, but {b.ndim} != {a.ndim} "
             f"({second}.shape = {b.shape}, {first}.shape = {a.shape}). A single example needs a batch axis: [None]."
         )
-    return [a, b], layout, rank
+    return [a, b], rules, layout, rank
 
 
 def evaluate(
-    map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any
-) -> jax.Array:
-    """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it."""
+    map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any,
+    dtype: Any = None,
+) -> jax.Array:  # fmt: skip
+    """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it, and its derivatives too."""
     precision = frozen(precision)
-    if rules == "fast":
-        bound = getattr(primitives, map_name)
-        return bound(a, b, geometry, precision=precision, dtype=a.dtype, engine=engine)
-    source = forward if rules == "autodiff" else rule_set(rules)
-    return getattr(source, map_name)(a, b, geometry, **given(precision=precision)).astype(a.dtype)
+    if rules == "autodiff":
+        options = given(precision=precision, preferred_element_type=dtype)
+        return getattr(forward, map_name)(a, b, geometry, **options).astype(dtype or a.dtype)
+    bound = getattr(primitives, map_name)
+    return bound(
+        a, b, geometry, precision=precision, dtype=dtype or a.dtype, engine=engine, rules=rule_set(rules)
+    )  # fmt: skip
 
 
 def rule_set(rules: Rules) -> ConvRules:
@@ -110,14 +84,10 @@ def rule_set(rules: Rules) -> ConvRules:
 def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any, dtype: Any = None
 ) -> jax.Array:
-    """`conv` on a resolved geometry, its gradient bound as `rules` says."""
-    precision = frozen(precision)
-    if rules == "fast":
-        return primitives.conv(x, w, geometry, precision=precision, dtype=dtype or x.dtype, engine=engine)
-    if rules == "autodiff":
-        return forward.conv(x, w, geometry, precision=precision, preferred_element_type=dtype)
-    x, w = primitives.alike(x, w)
-    return _by_rule(x, w, geometry, rule_set(rules), precision, dtype)
+    """`conv` on a resolved geometry: a rule set says what the gradients are; the forward pass is `lax`'s for all."""
+    if rules not in ("fast", "autodiff"):
+        rules = dataclasses.replace(rule_set(rules), conv=forward.conv)
+    return evaluate("conv", x, w, geometry, rules, engine, precision, dtype)
 
 
 def check_groups(function: str, name: str, channels: int, groups: Any) -> int:
@@ -160,7 +130,7 @@ def add_bias(y: jax.Array, b: jax.Array, channel: int, rules: Rules) -> jax.Arra
     b, static = b.astype(y.dtype), (y.shape, channel)
     if rules == "autodiff":
         return y + forward.bias(b, *static)
-    return y + (_bias.apply(b, static=static) if rules == "fast" else _bias_by_rule(b, static))
+    return y + _bias.apply(b, static=static)
 
 
 def check_cotangent(
@@ -216,8 +186,8 @@ def conv(
       groups: channels of x and w are split into this many independent convolutions.
       flip_kernel: whether to rotate the kernel first.
       layout: "NHWC" or "NCHW", for any number of spatial axes.
-      rules: "fast" (every transformation), "textbook" or "rotated" (`jax.custom_vjp`, reverse mode only),
-        "autodiff" (JAX's own gradient), or your own `ConvRules`.
+      rules: whose gradients: "fast", "textbook", "rotated", "autodiff" (JAX's own), or your own `ConvRules`. The
+        forward pass is the same, and so are the transformations: all of JAX's.
       engine: who computes the fast maps: "auto" or "xla".
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default that of x. Sums are carried in float32 or wider
@@ -242,7 +212,7 @@ def conv(
     Source: the trilinear form in `jaxconv.rules.textbook` and its derivation in `jaxconv.rules.rotated`.
     """
     function = "conv"
-    (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
         groups=groups, layout=layout, flip_kernel=boolean(function, "flip_kernel", flip_kernel),
@@ -297,7 +267,7 @@ def conv_input_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_input_grad"
-    (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
+    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
     place = Layout.of(layout, rank)
     channels = w.shape[place.w[1]] * integer(function, "groups", groups, 1)
     x_shape = placed(
@@ -357,7 +327,7 @@ def conv_kernel_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_kernel_grad"
-    (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
+    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
     channels, outputs = x.shape[place.x[1]], g.shape[place.y[1]]
     per_group = check_groups(function, "x", channels, groups)

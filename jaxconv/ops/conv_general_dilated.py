@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv import primitives
+from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.wiring import frozen
 
@@ -66,7 +66,7 @@ def conv_general_dilated(
             None if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type),
         )  # fmt: skip
     except (TypeError, ValueError):
-        lax.conv_general_dilated(
+        forward.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             batch_group_count, precision, preferred_element_type,
         )  # fmt: skip
@@ -111,7 +111,7 @@ def _resolve(
                 f"conv_general_dilated: {name} must have one entry per spatial axis, but {len(dilation)} != {rank}."
             )
     out = jax.eval_shape(
-        lambda a, b: lax.conv_general_dilated(
+        lambda a, b: forward.conv_general_dilated(
             a, b, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             batch_group_count, precision, preferred_element_type,
         ),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
-from jaxconv import primitives
-from jaxconv.geometry import Geometry, Layout, conv_transpose_geometry, per_axis, placed
+from jaxconv.geometry import Layout, conv_transpose_geometry, per_axis, placed
 from jaxconv.ops.conv import (
     Rules,
     add_bias,
@@ -19,31 +17,8 @@ from jaxconv.ops.conv import (
     check_groups,
     conv_bias_grad,
     evaluate,
-    given,
     prepare,
-    rule_set,
 )
-from jaxconv.ops.wiring import frozen
-from jaxconv.rules import ConvRules
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _by_rule(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> jax.Array:
-    return rules.input_grad(x, w, geometry, **given(precision=precision)).astype(x.dtype)
-
-
-def _forward(x: Any, w: Any, geometry: Geometry, rules: ConvRules, precision: Any) -> Any:
-    return _by_rule(x, w, geometry, rules, precision), (x, w)
-
-
-def _backward(geometry: Geometry, rules: ConvRules, precision: Any, saved: Any, g: Any) -> Any:
-    x, w = saved
-    dx = rules.conv(g, w, geometry, **given(precision=precision))
-    dw = rules.kernel_grad(g, x, geometry, **given(precision=precision))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_by_rule.defvjp(_forward, _backward)
 
 
 def conv_transpose(
@@ -94,16 +69,13 @@ def conv_transpose(
     Source: the middle row of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose"
-    (x, w), layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
     geometry = conv_transpose_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
         dilation=dilation, groups=groups, layout=layout,
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[1]] * geometry.groups, x)
-    if rules in ("fast", "autodiff"):
-        y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
-    else:
-        y = _by_rule(*primitives.alike(x, w), geometry, rule_set(rules), frozen(precision))
+    y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 
@@ -146,7 +118,7 @@ def conv_transpose_input_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_input_grad"
-    (g, w), layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
+    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
     place = Layout.of(layout, rank)
     spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
     geometry = conv_transpose_geometry(
@@ -199,7 +171,7 @@ def conv_transpose_kernel_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_kernel_grad"
-    (x, g), layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
+    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
     place = Layout.of(layout, rank)
     per_group = check_groups(function, "g", g.shape[place.x[1]], groups)
     taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)

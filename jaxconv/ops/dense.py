@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
+from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.conv import Rules, add_bias, check_bias, check_kernel_rules, convolve
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating, number, same_dtype
+from jaxconv.ops.wiring import check_rules, floating, number, same_dtype
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
@@ -55,7 +56,7 @@ def dense(
     function = "dense"
     x, w = floating(function, "x", x), floating(function, "w", w)
     same_dtype(function, x=x, w=w)
-    check_kernel_rules(function, rules)
+    rules = check_kernel_rules(function, rules)
     if w.ndim != 2:
         raise ValueError(f"{function}: w must be a (c, o) matrix, but w.shape = {w.shape} has {w.ndim} != 2 axes.")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:
@@ -83,6 +84,13 @@ _DROPOUT = Rule(
     tangent=lambda keep, mask, t, _: _drop(keep, t, mask),
     cotangent=lambda keep, mask, g: (_drop(keep, g, mask), None),
 )
+
+
+def check_rate(function: str, rate: Any) -> float:
+    rate = number(function, "rate", rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
+    return rate
 
 
 def _check_key(function: str, key: Any) -> None:
@@ -122,9 +130,7 @@ def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -
     function = "dropout"
     x = floating(function, "x", x)
     check_rules(function, rules)
-    rate = number(function, "rate", rate)
-    if not 0 <= rate < 1:
-        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
+    rate = check_rate(function, rate)
     _check_key(function, key)
     if rate == 0:
         return x

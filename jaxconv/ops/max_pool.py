@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
+from jaxconv.ops.binding import Rule, apply, linear, linear_pair
 from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, integers, known
+from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +65,7 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     return dx.astype(g.dtype)
 
 
-_at_winner = primitives.linear_pair("take_winner", _take, _put)
+_at_winner = linear_pair("take_winner", _take, _put)
 
 
 def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.Array:
@@ -77,17 +77,6 @@ _MAX_POOL = Rule(
     forward=lambda static, x: _remember(x, static),
     tangent=_max_pool_tangent,
     cotangent=lambda static, winner, g: (_put(g, winner, static),),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _put_by_rule(y: jax.Array, winner: jax.Array, geometry: Geometry) -> jax.Array:
-    return _put(y, winner, geometry)
-
-
-_put_by_rule.defvjp(
-    lambda y, winner, geometry: (_put(y, winner, geometry), winner),
-    lambda geometry, winner, g: (_take(g, winner, geometry), None),
 )
 
 
@@ -287,8 +276,4 @@ def max_unpool(
     for number, tap in enumerate(every):
         flat, real = _tap_positions(geometry, tap)
         winner = jnp.where((indices == flat.astype(indices.dtype)) & real, jnp.asarray(number, winner.dtype), winner)
-    if rules == "fast":
-        return _at_winner.transpose(y, winner, static=geometry)
-    if rules == "autodiff":
-        return _put(y, winner, geometry)
-    return _put_by_rule(y, winner, geometry)
+    return linear(rules, _at_winner.transposed, geometry, y, winner)

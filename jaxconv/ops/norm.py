@@ -25,7 +25,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import accumulator, inverse_root, mean, wide
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number, same_dtype
+from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
 
 
 class _Over(NamedTuple):
@@ -101,11 +102,18 @@ _AFFINE = Rule(
 )
 
 
-def _check_eps(function: str, eps: Any) -> float:
+def check_eps(function: str, eps: Any) -> float:
     eps = number(function, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{function}: eps must be at least 0, but {eps} < 0.")
     return eps
+
+
+def check_momentum(function: str, momentum: Any) -> float:
+    momentum = number(function, "momentum", momentum)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"{function}: momentum must satisfy 0 <= momentum <= 1, but is {momentum:g}.")
+    return momentum
 
 
 def _check_nonempty(function: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
@@ -206,10 +214,8 @@ def batch_norm(
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     check_rules(function, rules)
-    eps = _check_eps(function, eps)
-    train, momentum = boolean(function, "train", train), number(function, "momentum", momentum)
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"{function}: momentum must satisfy 0 <= momentum <= 1, but is {momentum:g}.")
+    eps = check_eps(function, eps)
+    train, momentum = boolean(function, "train", train), check_momentum(function, momentum)
     rank = spatial_rank(function, "x", x.shape, layout, least=0)
     channel = Layout.of(layout, rank).x[1]
     axes = tuple(axis for axis in range(x.ndim) if axis != channel)
@@ -308,7 +314,7 @@ def _channel_norm(
 ) -> jax.Array:
     x = floating(function, "x", x)
     check_rules(function, rules)
-    eps = _check_eps(function, eps)
+    eps = check_eps(function, eps)
     channel = _channel_axis(function, x, axis)
     _check_nonempty(function, x.shape, (channel,))
     return _normalise(function, x, channel, _Over((channel,), eps, centred), scale, bias, rules)
@@ -351,7 +357,7 @@ def group_norm(
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     check_rules(function, rules)
-    eps = _check_eps(function, eps)
+    eps = check_eps(function, eps)
     rank = spatial_rank(function, "x", x.shape, layout)
     groups = integer(function, "groups", groups, 1)
     channel = Layout.of(layout, rank).x[1]
@@ -392,7 +398,7 @@ def instance_norm(
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
     check_rules(function, rules)
-    eps = _check_eps(function, eps)
+    eps = check_eps(function, eps)
     place = Layout.of(layout, spatial_rank(function, "x", x.shape, layout))
     _check_nonempty(function, x.shape, place.x[2:])
     return _normalise(function, x, place.x[1], _Over(place.x[2:], eps), scale, bias, rules)

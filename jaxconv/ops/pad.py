@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
-from jaxconv.ops.wiring import Rule, apply, check_rules, floating
+from jaxconv.ops.binding import linear, linear_pair
+from jaxconv.ops.wiring import check_rules, floating
 
 Widths = tuple[tuple[int, int], ...]
 MODES = ("zero", "circular", "reflect", "edge")
@@ -55,19 +56,14 @@ def _fold(g: jax.Array, static: tuple[Widths, str]) -> jax.Array:
     return dx.astype(g.dtype)
 
 
-_border = primitives.linear_pair("pad", lambda x, static: forward.pad(x, *static), _fold)
+_border = linear_pair("pad", lambda x, static: forward.pad(x, *static), _fold)
 
 
-def _tangent(static: tuple[Widths, str], _: None, t: jax.Array) -> jax.Array:
-    return _border.apply(t, static=static)
-
-
-_PAD = Rule(
-    primal=lambda static, x: forward.pad(x, *static),
-    forward=lambda static, x: (forward.pad(x, *static), None),
-    tangent=_tangent,
-    cotangent=lambda static, _, g: (_fold(g, static),),
-)
+def check_border(function: str, padding: Any, mode: Any) -> None:
+    if mode not in MODES:
+        raise ValueError(f"{function}: mode must be one of {', '.join(MODES)}, but is {mode!r}.")
+    if isinstance(padding, str):
+        raise ValueError(f"{function}: padding must be an int, one int per axis or (lo, hi) pairs, but is {padding!r}.")
 
 
 def pad(
@@ -110,10 +106,7 @@ def pad(
     x = floating("pad", "x", x)
     layout = check_layout("pad", layout)
     check_rules("pad", rules)
-    if mode not in MODES:
-        raise ValueError(f"pad: mode must be one of {', '.join(MODES)}, but is {mode!r}.")
-    if isinstance(padding, str):
-        raise ValueError(f"pad: padding must be an int, one int per axis or (lo, hi) pairs, but is {padding!r}.")
+    check_border("pad", padding, mode)
     rank = spatial_rank("pad", "x", x.shape, layout)
     place = Layout.of(layout, rank)
     sizes = [x.shape[axis] for axis in place.x[2:]]
@@ -128,5 +121,4 @@ def pad(
     widths = [(0, 0)] * x.ndim
     for axis, pair in zip(place.x[2:], pairs, strict=True):
         widths[axis] = pair
-    static = (tuple(widths), mode)
-    return _border.apply(x, static=static) if rules == "fast" else apply(rules, _PAD, static, x)
+    return linear(rules, _border, (tuple(widths), mode), x)

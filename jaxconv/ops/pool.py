@@ -12,10 +12,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
-from jaxconv.ops.wiring import Rule, apply, boolean, check_rules, floating, number
+from jaxconv.ops.binding import Rule, apply, linear_pair
+from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
 # Sums over windows
 
@@ -71,7 +72,7 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
     return spread.astype(g.dtype)
 
 
-_windows = primitives.linear_pair("window_sum", _window_sum, _spread)
+_windows = linear_pair("window_sum", _window_sum, _spread)
 
 
 _Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that counts
@@ -167,6 +168,13 @@ def pool_geometry(
     return x, hung_over(function, geometry, ceil_mode), geometry.padding
 
 
+def check_power(function: str, p: Any) -> float:
+    p = number(function, "p", p)
+    if not 1 <= p < math.inf:
+        raise ValueError(f"{function}: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
+    return p
+
+
 def avg_pool(
     x: ArrayLike,
     window: int | Sequence[int],
@@ -257,10 +265,7 @@ def lp_pool(
     """
     z, geometry, _ = pool_geometry("lp_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("lp_pool", rules)
-    p = number("lp_pool", "p", p)
-    if not 1 <= p < math.inf:
-        raise ValueError(f"lp_pool: p must satisfy 1 <= p < inf, but is {p}. For p = inf, take max_pool(abs(x)).")
-    return apply(rules, _LP_POOL, (geometry, p), z)
+    return apply(rules, _LP_POOL, (geometry, check_power("lp_pool", p)), z)
 
 
 def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: str = "fast") -> jax.Array:

@@ -12,7 +12,7 @@ and `preferred_element_type` are passed on only when the caller set them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 
@@ -25,7 +25,11 @@ __all__ = ["NAMED", "ConvRules", "fast", "rotated", "textbook"]
 
 @dataclass(frozen=True)
 class ConvRules:
-    """A hand-written backward pass for convolution, to be passed as `rules=`.
+    """A hand-written backward pass for convolution, to be passed as `rules=` to an op or to a whole network.
+
+    Every op with a kernel (`conv`, `conv_transpose`, `dense`) takes its gradients from it; an op without one is what it
+    is by default, "fast". A rule returns an array of the shape below, in its operands' dtype or a wider one, which is
+    then rounded once; anything else is an error that names the op and the rule.
 
     Args:
       input_grad: (g, w, geometry) -> dx, with dx.shape = geometry.x_shape(batch, channels).
@@ -36,6 +40,12 @@ class ConvRules:
     input_grad: Callable[..., jax.Array]
     kernel_grad: Callable[..., jax.Array]
     conv: Callable[..., jax.Array] = forward.conv
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            rule = getattr(self, field.name)
+            if not callable(rule):
+                raise TypeError(f"ConvRules: {field.name} must be a function, but is {rule!r}.")
 
     @classmethod
     def from_backward(cls, backward: Callable[..., tuple[jax.Array, jax.Array]]) -> ConvRules:

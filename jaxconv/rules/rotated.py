@@ -52,7 +52,7 @@ def input_grad(
         shape = geometry.x_shape(g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups)
         return jnp.zeros(shape, preferred_element_type or g.dtype)
     kernel = w if geometry.flip_kernel else rot180(w, geometry)
-    return lax.conv_general_dilated(
+    return forward.conv_general_dilated(
         g,
         channel_transposed(kernel, geometry),
         window_strides=geometry.input_dilation,
@@ -75,7 +75,7 @@ def kernel_grad(
         shape = geometry.w_shape(x.shape[layout.x[1]] // geometry.groups, g.shape[layout.y[1]])
         return jnp.zeros(shape, preferred_element_type or g.dtype)
     swapped = [(spec[1], spec[0], *spec[2:]) for spec in (layout.x, layout.y, layout.w)]
-    dw = lax.conv_general_dilated(
+    dw = forward.conv_general_dilated(
         x,
         g,
         window_strides=geometry.dilation,

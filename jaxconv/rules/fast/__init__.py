@@ -97,7 +97,8 @@ def _maps(
     """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
     wanted = preferred_element_type or dtype
     with jax.numpy_dtype_promotion("standard"):
-        return _Maps(platform, jnp.promote_types(forward.accumulator(dtype), wanted), precision), wanted
+        carried = jnp.promote_types(*map(forward.accumulator, (dtype, wanted)))
+    return _Maps(platform, carried, precision), wanted
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxconv.geometry import Geometry
 from jaxconv.rules.fast import patches, products, shifts
 
@@ -32,6 +34,7 @@ class Choice(NamedTuple):
 
 
 EMPTY = Choice("lax", "there is nothing to compute")
+EIGHT_BITS = Choice("lax", "some floats of 8 bits have no zero to pad with")
 UNKNOWN = Choice("lax", "a size is symbolic")
 ELSEWHERE = Choice("lax", "on this platform nothing else has been measured to be faster")
 UNBEATEN = Choice("lax", "nothing that was tried is faster here")
@@ -39,8 +42,10 @@ DENSE = Choice("product", "no spatial axes: a matrix product")
 PADDED_X = "a padded copy of x"
 
 
-def _anywhere(platform: str | None, geometry: Geometry, *sizes: int) -> Choice | None:
+def _anywhere(platform: str | None, dtype: Any, geometry: Geometry, *sizes: int) -> Choice | None:
     """The choice that does not depend on which of the maps it is for, if there is one."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 2:
+        return EIGHT_BITS
     if geometry.rank == 0 and 0 not in sizes:
         return DENSE
     if not all(isinstance(size, int) for size in (*sizes, *geometry.spatial)):
@@ -54,8 +59,7 @@ def conv(
     platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int, turned: bool = False
 ) -> Choice:
     """The formulation of `conv` on `batch` examples with `inputs` channels; `turned`: it is an input gradient."""
-    del dtype
-    if general := _anywhere(platform, geometry, batch, inputs, outputs):
+    if general := _anywhere(platform, dtype, geometry, batch, inputs, outputs):
         return general
     per_group, dilated = inputs // geometry.groups, max(geometry.input_dilation) > 1
     if dilated and max(geometry.stride) > 1:
@@ -81,7 +85,7 @@ def conv(
 
 def input_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> Choice:
     """The formulation of `input_grad`; "full": the full convolution of δ, by the formulation `conv` takes for it."""
-    if general := _anywhere(platform, geometry, batch, inputs, outputs):
+    if general := _anywhere(platform, dtype, geometry, batch, inputs, outputs):
         return general
     if geometry.groups == 1 and max(geometry.input_dilation) == 1:
         if products.disjoint(geometry):
@@ -100,8 +104,7 @@ def input_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int,
 
 def kernel_grad(platform: str | None, dtype: Any, geometry: Geometry, batch: int, inputs: int, outputs: int) -> Choice:
     """The formulation of `kernel_grad`."""
-    del dtype
-    if general := _anywhere(platform, geometry, batch, inputs, outputs):
+    if general := _anywhere(platform, dtype, geometry, batch, inputs, outputs):
         return general
     if max(geometry.input_dilation) > 1:
         return UNBEATEN

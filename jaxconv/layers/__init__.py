@@ -1,0 +1,50 @@
+"""Layers as pairs of pure functions over plain pytrees, and two ways to put them together.
+
+A layer is `init(key, shape) -> (params, state, shape)` and `apply(params, state, x) -> (y, state)`. Shapes
+include the batch axis, whose size does not matter. `params` is what an optimiser updates, `state` what the
+forward pass updates (running statistics); both are nested dicts and lists of arrays, empty where a layer has
+none. `apply` also takes
+
+    train   whether batch norms use and record the batch's statistics, and dropouts drop
+    key     a `jax.random` key, for dropouts in training
+    rules   the backward pass of every op in the network. A `ConvRules` is that of every kernel's; the others are "fast"
+    dtype   the floating dtype to compute in, such as `jnp.bfloat16`; by default that of x. Parameters, their gradients
+            and running statistics stay float32, and so do the statistics of every norm
+
+Options are checked when a layer is built, shapes at `init`. A layer of your own is a `Layer(init, apply)`.
+
+`kernels` holds the layers with a kernel, `norms` those that standardise, `plain` those without parameters, `networks`
+what puts layers together.
+"""
+
+from jaxconv.layers.base import Layer, Params, Shape, State
+from jaxconv.layers.kernels import Conv, ConvTranspose, Dense
+from jaxconv.layers.networks import residual, serial
+from jaxconv.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerScale, RMSNorm
+from jaxconv.layers.plain import Activation, AvgPool, Dropout, Flatten, GlobalAvgPool, LpPool, MaxPool, Pad
+
+__all__ = [
+    "Activation",
+    "AvgPool",
+    "BatchNorm",
+    "Conv",
+    "ConvTranspose",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool",
+    "GroupNorm",
+    "InstanceNorm",
+    "Layer",
+    "LayerNorm",
+    "LayerScale",
+    "LpPool",
+    "MaxPool",
+    "Pad",
+    "Params",
+    "RMSNorm",
+    "Shape",
+    "State",
+    "residual",
+    "serial",
+]

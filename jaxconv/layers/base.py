@@ -1,0 +1,94 @@
+"""What a layer is, and what all of them share: the dtype they compute in, and what is checked when they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv.geometry import integer, per_axis, resolve_padding
+
+Params = Any
+State = Any
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A pair of pure functions; see the module's head for their contract.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxconv import layers
+      >>> net = layers.serial(layers.Conv(8, 3), layers.Activation(jax.nn.relu), layers.Flatten(), layers.Dense(10))
+      >>> params, state, shape = net.init(jax.random.key(0), (1, 8, 8, 1))
+      >>> y, state = net.apply(params, state, jnp.ones((4, 8, 8, 1)), rules="rotated", dtype=jnp.bfloat16)
+      >>> shape, y.shape, y.dtype
+      ((1, 10), (4, 10), dtype(bfloat16))
+    """
+
+    init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]]
+    apply: Callable[..., tuple[jax.Array, State]]
+
+
+def layer(
+    init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]],
+    compute: Callable[..., tuple[jax.Array, State]],
+    held_in: Callable[[Any], Any] = lambda dtype: dtype,
+) -> Layer:
+    """A layer that computes in the dtype it is told; `held_in` says in which one its parameters then take part.
+
+    The parameters themselves stay as they are, and so do their gradients: a conversion's transpose converts back.
+    """
+
+    def apply(
+        params: Params,
+        state: State,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        key: Any = None,
+        rules: Any = "fast",
+        dtype: Any = None,
+    ) -> tuple[jax.Array, State]:
+        if dtype is not None:
+            x = converted(x, dtype)
+            params = jax.tree.map(lambda p: p.astype(held_in(x.dtype)), params)
+        return compute(params, state, x, train=train, key=key, rules=rules)
+
+    return Layer(init, apply)
+
+
+def converted(x: Any, dtype: Any) -> jax.Array:
+    """x in the dtype that a network computes in."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"apply: dtype must be floating, such as jnp.bfloat16, but is {dtype!r}.")
+    return jnp.asarray(x, dtype)
+
+
+def check_windows(function: str, padding: Any, **options: tuple[Any, int]) -> None:
+    """Options per spatial axis, each with its least value, as far as they can be judged before an input is seen.
+
+    How many axes there are is what the first sequence among them says.
+    """
+    given = [value for value, _ in options.values()] + [padding]
+    rank = next((len(v) for v in given if isinstance(v, Sequence) and not isinstance(v, str)), 1)
+    for name, (value, least) in options.items():
+        per_axis(function, name, value, rank, least)
+    resolve_padding(function, padding, [2**31] * rank, [1] * rank, [1] * rank)
+
+
+def check_features(function: str, features: Any, groups: Any = 1) -> None:
+    """The number of outputs, a multiple of the groups."""
+    features = integer(function, "features", features, 1)
+    if features % integer(function, "groups", groups, 1):
+        raise ValueError(f"{function}: groups must divide features, but {features} % {groups} = {features % groups}.")
+
+
+def check_large_enough(function: str, spatial: Shape, out: Shape) -> None:
+    """A layer must leave something of what it reads."""
+    if 0 in out:
+        raise ValueError(
+            f"{function}: the input is too small: spatial {spatial} becomes {out}. Use larger images or another model."
+        )

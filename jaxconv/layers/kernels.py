@@ -1,0 +1,118 @@
+"""Layers with a kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv.geometry import conv_geometry, conv_transpose_geometry, per_axis, spatial_rank
+from jaxconv.layers.base import Layer, Params, Shape, State, check_features, check_large_enough, check_windows, layer
+from jaxconv.ops.conv import check_groups, conv
+from jaxconv.ops.conv_transpose import conv_transpose
+from jaxconv.ops.dense import dense
+from jaxconv.ops.wiring import boolean
+
+
+def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias: bool) -> Params:
+    """He et al. (2015): variance 2 / fan_in keeps the scale of activations through a ReLU. A bias starts at 0."""
+    if fan_in == 0:
+        raise ValueError(f"init: a layer needs at least one input to each output, but its kernel has shape {kernel}.")
+    params = {"w": jax.random.normal(key, kernel, jnp.float32) * math.sqrt(2 / fan_in)}
+    return {**params, "b": jnp.zeros(features, jnp.float32)} if bias else params
+
+
+def Conv(
+    features: int,
+    taps: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int | None = 1,
+    bias: bool = True,
+) -> Layer:
+    """`jaxconv.conv` in NHWC with a He-initialised kernel. `groups=None` is depthwise: a group per channel."""
+    check_features("Conv", features, 1 if groups is None else groups)
+    check_windows("Conv", padding, taps=(taps, 1), stride=(stride, 1), dilation=(dilation, 1))
+    bias = boolean("Conv", "bias", bias)
+
+    def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
+        *_, channels = shape
+        size = per_axis("Conv", "taps", taps, spatial_rank("Conv", "x", shape, "NHWC"), 1)
+        split = groups or channels
+        kernel = (*size, check_groups("Conv", "x", channels, split), features)
+        geometry = conv_geometry("Conv", shape, kernel, stride=stride, padding=padding, dilation=dilation, groups=split)
+        check_large_enough("Conv", geometry.spatial, geometry.out)
+        params = _parameters(key, kernel, math.prod(kernel[:-1]), features, bias)
+        return params, {}, (shape[0], *geometry.out, features)
+
+    def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
+        y = conv(
+            x, params["w"], params.get("b"), stride=stride, padding=padding, dilation=dilation,
+            groups=groups or x.shape[-1], rules=rules,
+        )  # fmt: skip
+        return y, state
+
+    return layer(init, compute)
+
+
+def ConvTranspose(
+    features: int,
+    taps: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+) -> Layer:
+    """`jaxconv.conv_transpose` in NHWC with a He-initialised kernel: a stride makes the image that much larger.
+
+    The kernel, (*taps, features // groups, channels), is that of the convolution which this layer transposes. An output
+    is read by one in `stride` of the taps along each axis; that many inputs are its fan-in.
+    """
+    check_features("ConvTranspose", features, groups)
+    check_windows(
+        "ConvTranspose", padding, taps=(taps, 1), stride=(stride, 1), output_padding=(output_padding, 0),
+        dilation=(dilation, 1),
+    )  # fmt: skip
+    bias = boolean("ConvTranspose", "bias", bias)
+    options: dict[str, Any] = {
+        "stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation, "groups": groups,
+    }  # fmt: skip
+
+    def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
+        *_, channels = shape
+        size = per_axis("ConvTranspose", "taps", taps, spatial_rank("ConvTranspose", "x", shape, "NHWC"), 1)
+        per_group = check_groups("ConvTranspose", "x", channels, groups)
+        kernel = (*size, features // groups, channels)
+        geometry = conv_transpose_geometry("ConvTranspose", shape, kernel, **options)
+        check_large_enough("ConvTranspose", geometry.out, geometry.spatial)
+        met = math.prod(-(-k // s) for k, s in zip(size, geometry.stride, strict=True))
+        params = _parameters(key, kernel, met * per_group, features, bias)
+        return params, {}, (shape[0], *geometry.spatial, features)
+
+    def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
+        return conv_transpose(x, params["w"], params.get("b"), **options, rules=rules), state
+
+    return layer(init, compute)
+
+
+def Dense(features: int, *, bias: bool = True) -> Layer:
+    """`jaxconv.dense` with a He-initialised kernel."""
+    check_features("Dense", features)
+    bias = boolean("Dense", "bias", bias)
+
+    def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
+        params = _parameters(key, (shape[-1], features), shape[-1], features, bias)
+        return params, {}, (*shape[:-1], features)
+
+    def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
+        return dense(x, params["w"], params.get("b"), rules=rules), state
+
+    return layer(init, compute)
