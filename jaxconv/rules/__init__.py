@@ -7,6 +7,9 @@ A rule set is a pair of plain functions,
 
 and what a function takes is what the forward pass must remember for it. The keyword arguments `precision`
 and `preferred_element_type` are passed on only when the caller set them.
+
+A rule set is carried by primitives, which know of the three maps what no single function shows: that they are each
+other's derivatives, and that a batch of convolutions is a convolution (`jaxconv.primitives`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ __all__ = ["NAMED", "ConvRules", "fast", "rotated", "textbook"]
 @dataclass(frozen=True)
 class ConvRules:
     """A hand-written backward pass for convolution, to be passed as `rules=`.
+
+    Every transformation of JAX applies. A rule is called, not looked into: its own derivatives are the other maps of
+    the set, and a batch from `vmap` reaches it as one larger call, folded into the examples of x and g or into the
+    channels of what they meet, so `grad(vmap(f))` computes one kernel gradient. Only a batch on both operands, which
+    is what gradients per example ask for, is mapped over the rule with `vmap`. Outside of `jit` and of that a rule
+    gets arrays with values in them, and may be written in NumPy. It is to be bilinear, as the maps are.
 
     Args:
       input_grad: (g, w, geometry) -> dx, with dx.shape = geometry.x_shape(batch, channels).
