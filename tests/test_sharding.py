@@ -82,6 +82,18 @@ def test_jit_keeps_the_sharding_and_the_numbers(placement: str, kind: AxisType) 
 
 
 @BOTH
+@pytest.mark.parametrize("rules", [rules for rules in RULES if rules != "fast"])
+def test_the_other_rules_keep_the_sharding_too(rules: str, kind: AxisType) -> None:
+    layer, *specs = PLACEMENTS["output-channels"]
+    args, mesh = layer.arguments(), mesh_of(kind)
+    with jax.set_mesh(mesh):
+        got = jax.jit(training_step(layer, rules))(*put(mesh, args, specs))
+    *operands, output = specs
+    assert_sharded(got, mesh, [output, *operands])
+    assert_single_device_result(got, training_step(layer, "autodiff"), args)
+
+
+@BOTH
 def test_eager_calls_keep_the_sharding_and_the_numbers(kind: AxisType) -> None:
     """Also without `jax.set_mesh`: the arrays bring their mesh."""
     _, *specs = PLACEMENTS["output-channels"]
@@ -98,7 +110,8 @@ def test_eager_calls_keep_the_sharding_and_the_numbers(kind: AxisType) -> None:
     assert_single_device_result(got, theirs, args)
 
 
-def test_vmap_of_grad_is_sharded_by_example() -> None:
+@pytest.mark.parametrize("rules", ["fast", "rotated"])
+def test_vmap_of_grad_is_sharded_by_example(rules: str) -> None:
     def gradients(rules: str) -> Callable[..., Any]:
         def loss(x: Any, w: Any, delta: Any) -> jax.Array:
             return jnp.sum(delta * CONV(x[None], w, rules=rules)[0] ** 2)
@@ -108,7 +121,7 @@ def test_vmap_of_grad_is_sharded_by_example() -> None:
     x, w, _, delta = CONV.arguments()
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        got = jax.jit(gradients("fast"))(*put(mesh, (x, w, delta), (P("data"), P(), P("data"))))
+        got = jax.jit(gradients(rules))(*put(mesh, (x, w, delta), (P("data"), P(), P("data"))))
     assert_sharded(got, mesh, [P("data"), P("data")])
     assert_single_device_result(got, gradients("autodiff"), (x, w, delta))
 

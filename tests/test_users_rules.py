@@ -126,6 +126,21 @@ def test_the_rule_that_runs_is_the_user_s(transform: Callable[..., Any]) -> None
         np.testing.assert_allclose(got, 3 * want, rtol=1e-12)
 
 
+def test_the_lengths_of_gradients_are_those_of_the_user_s_rule() -> None:
+    """What `per_example_grad_norms` knows of our own kernel gradient it does not assume of another."""
+    _, thrice = watched(3.0)
+    layer = Layer(jaxconv.conv, Case((1, 5, 2), (2, 2, 2), {}))
+    x, w, _, delta = layer.arguments()
+
+    def norms(rules: Any) -> Any:
+        def example(w: Any, one: Any) -> jax.Array:
+            return loss(layer, rules)(one[0], w, one[1])
+
+        return jaxconv.per_example_grad_norms(example, w, (batched(x, 0), batched(delta, 0)))
+
+    np.testing.assert_allclose(norms(thrice), 3 * norms("fast"), rtol=1e-12)
+
+
 def test_a_rule_in_numpy_runs_where_nothing_is_traced() -> None:
     """A student's loops see arrays with values in them."""
 

@@ -37,10 +37,12 @@ def conv_general_dilated(
 
     Any dimension numbers, dilations of both operands, feature and batch groups. Pass it wherever a library
     lets you choose the convolution: `nnx.Conv(..., conv_general_dilated=jaxconv.conv_general_dilated)`, or
-    `nn.Conv(..., conv_general_dilated=jaxconv.conv_general_dilated)` in Flax Linen.
+    `nn.Conv(..., conv_general_dilated=jaxconv.conv_general_dilated)` in Flax Linen. Where one does not, it may be put
+    in `lax`'s own place: `jax.lax.conv_general_dilated = jaxconv.conv_general_dilated`, before anything is traced.
 
     Args:
-      lhs, rhs: input and kernel, of equal dtype.
+      lhs, rhs: input and kernel, of equal dtype: any that `lax` takes, integers, complex numbers and floats of 8 bits
+        (with `preferred_element_type=jnp.float32`, say) included. Integers have no gradient, here as there.
       window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
         batch_group_count, precision, preferred_element_type, out_sharding: see `jax.lax.conv_general_dilated`.
 

@@ -7,6 +7,9 @@ A rule set is a pair of plain functions,
 
 and what a function takes is what the forward pass must remember for it. The keyword arguments `precision`
 and `preferred_element_type` are passed on only when the caller set them.
+
+A rule set is carried by primitives, which know of the three maps what no single function shows: that they are each
+other's derivatives, and that a batch of convolutions is a convolution (`jaxconv.primitives`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,12 @@ class ConvRules:
     Every op with a kernel (`conv`, `conv_transpose`, `dense`) takes its gradients from it; an op without one is what it
     is by default, "fast". A rule returns an array of the shape below, in its operands' dtype or a wider one, which is
     then rounded once; anything else is an error that names the op and the rule.
+
+    Every transformation of JAX applies. A rule is called, not looked into: its own derivatives are the other maps of
+    the set, and a batch from `vmap` reaches it as one larger call, folded into the examples of x and g or into the
+    channels of what they meet, so `grad(vmap(f))` computes one kernel gradient. Only a batch on both operands, which
+    is what gradients per example ask for, is mapped over the rule with `vmap`. Outside of `jit` and of that a rule
+    gets arrays with values in them, and may be written in NumPy. It is to be bilinear, as the maps are.
 
     Args:
       input_grad: (g, w, geometry) -> dx, with dx.shape = geometry.x_shape(batch, channels).
