@@ -15,7 +15,7 @@ from jax.lax import stop_gradient as constant
 
 from experiments.verdicts.broken import of, on, seeing
 from experiments.verdicts.networks.network import Fault
-from experiments.verdicts.networks.parts import avg_pool, norm
+from experiments.verdicts.networks.parts import avg_pool, norm, rms_norm
 
 Change = Callable[[jax.Array], jax.Array]
 
@@ -102,7 +102,14 @@ SMALL: dict[str, dict[str, Fault]] = {
     "relu": {"slope 1.002": slope(lambda x: 1.002 * (x > 0)), "leaks 0.01": slope(lambda x: jnp.where(x > 0, 1, 0.01))},
     "smooth": {"slope times 1.002": cotangent(X, scaled(1.002))},
     "softmax": {"times 1.002": cotangent(X, scaled(1.002))},
+    "scores": {"the scale 1 % off": delta(scaled(1.01))},
+    "embedding": {"times 1.002": cotangent(X, scaled(1.002))},
     "loss": {"times 1.002": cotangent(X, scaled(1.002))},
+    "parameter": {
+        "times 1.002": cotangent(X, scaled(1.002)),
+        "one column 2 % too large": cotangent(X, scaled(1.02, ..., 1)),
+        "one row 2 % too large": cotangent(X, scaled(1.02, 1)),
+    },
 }
 
 LARGE: dict[str, dict[str, Fault]] = {
@@ -132,6 +139,9 @@ LARGE: dict[str, dict[str, Fault]] = {
         "one channel of dw is missing": cotangent(W, scaled(0, ..., 0, slice(None))),
         "dw of the first example alone": stale(W, first),
         "dw without the last row of δ": stale(W, scaled(0, slice(None), -1)),
+        "dw reads x one row off": lambda function: lambda a, g, true: (
+            true[0], jax.vjp(function, jnp.roll(a[0], 1, 1), *a[1:])[1](g)[1], *true[2:],
+        ),
         "dx shifted by a row": cotangent(X, rolled(1)),
         "dx rotated": cotangent(X, flipped(1, 2)),
         "the last row of dx is missing": cotangent(X, scaled(0, slice(None), -1)),
@@ -167,6 +177,7 @@ LARGE: dict[str, dict[str, Fault]] = {
     "batch norm": {
         "no mean term": instead(norm((0, 1, 2), mean=constant)),
         "no x̂ term": instead(norm((0, 1, 2), var=constant)),
+        "statistics taken for constants": instead(norm((0, 1, 2), mean=constant, var=constant)),
         "each example on its own": instead(norm((1, 2))),
         "the scale's gradient averaged": cotangent(W, scaled(0.25)),
     },
@@ -179,6 +190,33 @@ LARGE: dict[str, dict[str, Fault]] = {
     "softmax": {
         "the diagonal alone": lambda function: lambda a, g, true: (g * (p := function(a[0])) * (1 - p),),
         "the sum is missing": lambda function: lambda a, g, true: (g * function(a[0]),),
+    },
+    "scores": {
+        "the scale forgotten": instead(lambda q, k: q @ k.swapaxes(-1, -2)),
+        "dk is missing": cotangent(W, jnp.zeros_like),
+        "dq and dk exchanged": lambda function: lambda a, g, true: true[::-1],
+        "δ transposed": delta(lambda g: g.swapaxes(-1, -2)),
+    },
+    "mask": {
+        "one position late": instead(lambda s: jnp.where(jnp.tril(jnp.ones(s.shape[-2:], bool), -1), s, 0)),
+        "of the future": instead(lambda s: jnp.where(jnp.tril(jnp.ones(s.shape[-2:], bool)), 0, s)),
+    },
+    "embedding": {
+        "a row read twice is written, not added": lambda function: lambda a, g, true: (
+            jnp.zeros_like(a[0]).at[a[1]].set(g), true[1],
+        ),
+        "rows one off": cotangent(X, rolled(0)),
+    },
+    "rms norm": {"no x̂ term": instead(lambda x, s: x * constant(rms_norm(x, jnp.ones_like(s)) / x) * s)},
+    "parameter": {
+        "times 1.5": cotangent(X, scaled(1.5)),
+        "the sign": cotangent(X, jnp.negative),
+        "transposed": cotangent(X, transposed),
+        "flipped": cotangent(X, jnp.flip),
+        "shifted": cotangent(X, rolled(0)),
+        "one column is missing": cotangent(X, scaled(0, ..., 0)),
+        "one row is missing": cotangent(X, scaled(0, 0)),
+        "averaged": cotangent(X, scaled(0.25)),
     },
     "loss": {
         "summed, not averaged": cotangent(X, scaled(4)),

@@ -97,3 +97,14 @@ def sound(site: str, function: Function) -> Function:
 def breaking(site: str, fault: Fault) -> Op:
     """A wrong gradient at one site."""
     return lambda at, function: with_gradient(function, fault(function)) if at == site else function
+
+
+def through(op: Op, params: Any) -> Any:
+    """The parameters, each through a site named after its path: what a fault there breaks is their gradient."""
+    return jax.tree_util.tree_map_with_path(
+        lambda at, a: op(jax.tree_util.keystr(at, simple=True, separator="/"), _same)(a), params
+    )
+
+
+def _same(a: jax.Array) -> jax.Array:
+    return a
