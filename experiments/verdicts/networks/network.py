@@ -62,6 +62,11 @@ class Draw:
         return jax.tree.map(lambda a: a.astype(self.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
+def sound(site: str, function: Function) -> Function:
+    """Every function with its own gradient."""
+    return function
+
+
 class Network(NamedTuple):
     """A network whose gradient is to be judged.
 
@@ -77,7 +82,7 @@ class Network(NamedTuple):
     make: Callable[[Draw, Op], Built]
     dtypes: tuple[str, ...] = DTYPES
     seeded: str = ""
-    op: Op = lambda site, function: function
+    op: Op = sound
 
     def build(self, seed: int, dtype: Any, op: Op | None = None) -> Built:
         """The loss and its arguments, of numbers that depend on name and seed alone."""
@@ -87,11 +92,6 @@ class Network(NamedTuple):
         """This network with a wrong rule at one site."""
         name = f"{self.name}: {site}, {kind}"
         return Network(name, self.make, dtypes, self.seeded or self.name, breaking(site, fault))
-
-
-def sound(site: str, function: Function) -> Function:
-    """Every function with its own gradient."""
-    return function
 
 
 def breaking(site: str, fault: Fault) -> Op:

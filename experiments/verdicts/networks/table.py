@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import statistics
 from collections.abc import Iterator, Sequence
@@ -42,12 +43,17 @@ def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list
             found = future.result()
             if log:
                 with log.open("a") as file:
-                    file.writelines(json.dumps(plain(o), ensure_ascii=False) + "\n" for o in found)
+                    file.writelines(json.dumps(plain(o._asdict()), ensure_ascii=False) + "\n" for o in found)
             yield found
 
 
-def plain(outcome: Outcome) -> dict[str, Any]:
-    return outcome._asdict() | {"gain": outcome.gain and outcome.gain._asdict()}
+def plain(value: Any) -> Any:
+    """As JSON takes it: named tuples by name, and words for what is not finite."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return plain(value._asdict()) if hasattr(value, "_asdict") else [plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def confusion(found: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -114,6 +120,6 @@ def summary(found: Sequence[Outcome]) -> dict[str, Any]:
         },
         "confusion": confusion(found),
         "seconds": {j: round(statistics.median(o.seconds for o in found if o.judge == j), 2) for j in judges},
-        "margins": margins(found),
+        "margins": plain(margins(found)),
         "mistakes": mistakes(found),
     }

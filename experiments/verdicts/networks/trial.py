@@ -100,7 +100,7 @@ def trial(
             try:
                 f, arguments = network.build(seed, dtype)
                 if judge == "jaxconv.check":
-                    ok, kinds, worst = _examined(jaxconv.check(f, *arguments))
+                    ok, kinds, worst = examined(jaxconv.check(f, *arguments))
                 else:
                     ok, worst = JUDGES[judge](Case(network.name, f, partial(_same, arguments)), dtype), ""
             except Exception as error:
@@ -115,10 +115,12 @@ def _same(arguments: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
     return arguments
 
 
-def _examined(report: Any) -> tuple[bool, dict[str, tuple[str, float]], str]:
+def examined(report: Any) -> tuple[bool | None, dict[str, tuple[str, float]], str]:
+    """Right, wrong, or neither where nothing is wrong but the report does not say right; by kind; the worst finding."""
     kinds = {e.name: (e.verdict, float(f"{e.ratio:.3g}")) for e in report.evidence}
+    wrong = any(verdict == "wrong" for verdict, _ in kinds.values())
+    ok = False if wrong else True if report.ok else None
     findings = [(f, e.name) for e in report.evidence if e.verdict == "wrong" for f in e.findings]
-    if not findings:
-        return report.ok, kinds, ""
-    finding, kind = max(findings, key=lambda f: f[0].ratio)
-    return report.ok, kinds, f"{kind}: {finding}"
+    worst, kind = max(findings, key=lambda f: f[0].ratio, default=(None, ""))
+    others = "; ".join(f"{name}: {verdict}" for name, (verdict, _) in kinds.items() if verdict != "ok")
+    return ok, kinds, f"{kind}: {worst}" if worst else others
