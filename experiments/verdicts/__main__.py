@@ -5,6 +5,12 @@ dtype itself does, goes before `jaxconv.check`, `jax.test_util.check_grads` and 
 The outcome, with versions and date, is in `experiments/results/verdicts.json`; the README has the table.
 
     python -m experiments.verdicts --jobs 2 --out experiments/results/verdicts.json
+
+With `--networks` it is whole networks, each from several seeds: those of `networks/`, without a fault or with one wrong
+rule somewhere inside. `--log` keeps every trial, with the error of each kind of evidence in bounds.
+
+    python -m experiments.verdicts --networks --seeds 10 --jobs 2 --out experiments/results/networks.json
+    python -m experiments.verdicts --networks --only right --filter "mlp 64-784-10" --judges jaxconv.check
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import rich
 import tyro
@@ -22,10 +29,13 @@ from rich.table import Table
 
 from experiments.files import write_atomically
 from experiments.machine import machine
-from experiments.verdicts.bench import confusion, mistakes, seconds, verdicts
-from experiments.verdicts.case import Case
+from experiments.verdicts import bench
+from experiments.verdicts.judges import JUDGES
+from experiments.verdicts.networks import table as networks
 from experiments.verdicts.right import RIGHT
 from experiments.verdicts.wrong import WRONG
+
+ROUTE = {"both": (False, True), "right": (True,), "wrong": (False,)}
 
 
 @dataclass(frozen=True)
@@ -33,33 +43,63 @@ class Options:
     """Right and wrong gradients before three judges."""
 
     filter: str = ""
-    """Only cases whose name contains this."""
+    """Only cases whose name contains this; a network's name ends in its dtype."""
+    only: Literal["both", "right", "wrong"] = "both"
+    """Which gradients."""
     jobs: int = 1
     """Processes; one core each."""
     out: Path | None = None
     """Write the outcome as JSON."""
+    networks: bool = False
+    """Whole networks instead of single functions. What follows is for them."""
+    seeds: int = 1
+    """How many draws of weights and data."""
+    first_seed: int = 0
+    """Where the seeds start."""
+    judges: tuple[str, ...] = tuple(JUDGES)
+    """Whom to ask."""
+    log: Path | None = None
+    """Append every trial as a line of JSON."""
 
 
-def main(options: Options) -> None:
-    cases: list[tuple[Case, bool]] = [*((c, False) for c in WRONG), *((c, True) for c in RIGHT)]
+def of_functions(options: Options) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The confusion of the judges over single functions, and the report."""
+    cases = [(c, right) for right in ROUTE[options.only] for c in (RIGHT if right else WRONG)]
     tasks = [(c.name, dtype, right) for c, right in cases if options.filter in c.name for dtype in c.dtypes]
     if not tasks:
         raise SystemExit(f"no case has {options.filter!r} in its name")
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        outcome = track(pool.map(verdicts, tasks, chunksize=4), "judging", total=len(tasks))
+        outcome = track(pool.map(bench.verdicts, tasks, chunksize=4), "judging", total=len(tasks))
         found = [verdict for case in outcome for verdict in case]
-    rows = confusion(found)
+    rows = bench.confusion(found)
+    return rows, {"confusion": rows, "seconds": bench.seconds(found), "mistakes": bench.mistakes(found)}
+
+
+def of_networks(options: Options) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The confusion of the judges over whole networks, and the report."""
+    if unknown := sorted(set(options.judges) - set(JUDGES)):
+        raise SystemExit(f"the judges are {', '.join(JUDGES)}, not {', '.join(unknown)}")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    tasks = networks.tasks(options.filter, seeds, ROUTE[options.only], options.judges)
+    if not tasks:
+        raise SystemExit(f"no network has {options.filter!r} in its name")
+    outcome = track(networks.outcomes(tasks, options.jobs, options.log), "judging", total=len(tasks))
+    report = networks.summary([found for trial in outcome for found in trial])
+    return report["confusion"], report
+
+
+def main(options: Options) -> None:
+    rows, report = of_networks(options) if options.networks else of_functions(options)
     table = Table("judge", "dtypes", "wrong, rejected", "right, accepted", "no verdict")
     for row in rows:
         rejected, accepted = f"{row['wrong rejected']} of {row['wrong']}", f"{row['right accepted']} of {row['right']}"
         table.add_row(row["judge"], row["dtypes"], rejected, accepted, str(row["no verdict"]))
     rich.print(table)
-    wrong = mistakes(found)
-    for mistake in wrong["jaxconv.check"]:
-        rich.print(f"jaxconv.check is mistaken: {mistake}")
+    for mistake in report["mistakes"].get("jaxconv.check", ()):
+        print(f"jaxconv.check is mistaken: {mistake}")
     if options.out:
-        report = {"machine": machine("jax"), "confusion": rows, "seconds": seconds(found), "mistakes": wrong}
-        write_atomically(options.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        content = json.dumps({"machine": machine("jax"), **report}, indent=1, ensure_ascii=False)
+        write_atomically(options.out, content + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Many trials in many processes, and what they come to."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import statistics
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from experiments.verdicts.networks.right import RIGHT
+from experiments.verdicts.networks.trial import Outcome, trial
+from experiments.verdicts.networks.wrong import WRONG
+
+Task = tuple[str, str, int, bool, tuple[str, ...]]
+
+
+def tasks(filter: str, seeds: Sequence[int], right: Sequence[bool], judges: tuple[str, ...]) -> list[Task]:
+    """Every network, dtype and seed; a name is `<network> <dtype>`, and `filter` any part of it."""
+    return [
+        (network.name, dtype, seed, sound, judges)
+        for seed in seeds
+        for sound in right
+        for network in (RIGHT if sound else WRONG)
+        for dtype in network.dtypes
+        if filter in f"{network.name} {dtype}"
+    ]
+
+
+def perform(task: Task) -> list[Outcome]:
+    name, dtype, seed, right, judges = task
+    network = next(n for n in (RIGHT if right else WRONG) if n.name == name)
+    return trial(network, dtype, seed, right, judges)
+
+
+def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list[Outcome]]:
+    """As they come; each also as a line of JSON in `log`, so that a run that is stopped has not been for nothing."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(perform, task) for task in todo]):
+            found = future.result()
+            if log:
+                with log.open("a") as file:
+                    file.writelines(json.dumps(plain(o._asdict()), ensure_ascii=False) + "\n" for o in found)
+            yield found
+
+
+def plain(value: Any) -> Any:
+    """As JSON takes it: named tuples by name, and words for what is not finite."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return plain(value._asdict()) if hasattr(value, "_asdict") else [plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def confusion(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """For each judge and class of dtypes: how many wrong networks were rejected, and right ones accepted."""
+    rows = []
+    for judge in dict.fromkeys(o.judge for o in found):
+        for name, dtypes in (("float32", ("float32",)), ("16 bits", ("bfloat16", "float16"))):
+            own = [o for o in found if o.judge == judge and o.dtype in dtypes]
+            wrong, right = [o for o in own if not o.right], [o for o in own if o.right]
+            rows.append(
+                {
+                    "judge": judge,
+                    "dtypes": name,
+                    "wrong": len(wrong),
+                    "wrong rejected": sum(o.ok is False for o in wrong),
+                    "right": len(right),
+                    "right accepted": sum(o.ok is True for o in right),
+                    "no verdict": sum(o.ok is None for o in own),
+                }
+            )
+    return rows
+
+
+def margins(found: Sequence[Outcome]) -> dict[str, Any]:
+    """How near `jaxconv.check` came to a mistake, in bounds: the largest error of a right network, by kind of evidence,
+    and the smallest of a wrong one, each with its network."""
+    right: dict[str, tuple[float, str]] = {}
+    wrong = (float("inf"), "")
+    for o in found:
+        if not o.kinds:
+            continue
+        name = f"{o.name}, {o.dtype}, seed {o.seed}"
+        ratios = {kind: ratio for kind, (_, ratio) in o.kinds.items() if ratio == ratio}
+        if o.right:
+            for kind, ratio in ratios.items():
+                right[kind] = max(right.get(kind, (0.0, "")), (ratio, name))
+        else:
+            wrong = min(wrong, (max(ratios.values(), default=float("inf")), name))
+    return {"right, at most": right, "wrong, at least": wrong}
+
+
+def mistakes(found: Sequence[Outcome]) -> dict[str, list[str]]:
+    """For each judge: what it rejected that is right, accepted that is wrong, or had no word on."""
+    said = {True: "accepted", False: "rejected", None: "no verdict"}
+    wrongly: dict[str, list[str]] = {}
+    for o in found:
+        own = wrongly.setdefault(o.judge, [])
+        if o.ok is not o.right:
+            size = "" if o.gain is None else f" (fault {o.gain.fault:.2g}, {o.gain.excess:.2g} × rounding)"
+            about = f": {o.worst}" if o.worst else ""
+            own.append(
+                f"{'right' if o.right else 'wrong'}, {said[o.ok]}: {o.name}, {o.dtype}, seed {o.seed}{size}{about}"
+            )
+    return {judge: sorted(own) for judge, own in wrongly.items()}
+
+
+def summary(found: Sequence[Outcome]) -> dict[str, Any]:
+    judges = dict.fromkeys(o.judge for o in found)
+    return {
+        "networks": {
+            "right": len({(o.name, o.dtype) for o in found if o.right}),
+            "wrong": len({(o.name, o.dtype) for o in found if not o.right}),
+            "seeds": len({o.seed for o in found}),
+        },
+        "confusion": confusion(found),
+        "seconds": {j: round(statistics.median(o.seconds for o in found if o.judge == j), 2) for j in judges},
+        "margins": plain(margins(found)),
+        "mistakes": mistakes(found),
+    }
