@@ -234,11 +234,14 @@ class Yardstick:
         return _length(self.first, direction) if self.large else 0.0
 
     def along_itself(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
-        """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those."""
+        """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those.
+
+        Half of what an entry is allowed, for a sum over all entries has no long tail.
+        """
         direction = [exact if j == i else np.zeros_like(x) for j, x in enumerate(self.xs)]
-        again = self.noise_at(self.problem.xs, gs) if gs else None
+        again = self._draw(self.problem.xs, [gs], AGAIN[self.large], self._amplitude) if gs else None
         rounded = 4 * float(jnp.finfo(self.problem.xs[i].dtype).eps) * float(np.sum(exact**2))
-        return max(self._along(direction), self._along(direction, again), rounded)
+        return max(self._along(direction) / 2, self._along(direction, again) / 2, rounded)
 
     def is_zero(self, i: int, exact: np.ndarray) -> bool:
         """Whether the i-th gradient is zero but for the truth's own rounding."""
