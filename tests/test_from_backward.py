@@ -60,7 +60,11 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("backward", "case"), RIGHT, ids=lambda value: str(getattr(value, "__name__", value)))
+def name_of(value: Any) -> str:
+    return str(getattr(getattr(value, "func", value), "__name__", value))
+
+
+@pytest.mark.parametrize(("backward", "case"), RIGHT, ids=name_of)
 def test_its_gradients_are_the_functions(backward: Any, case: Case) -> None:
     (x, w), rules = arrays(case), ConvRules.from_backward(backward)
     run = jax.jit(lambda x, w, g: jax.vjp(lambda x, w: jaxconv.conv(x, w, **case.options, rules=rules), x, w)[1](g))
