@@ -375,7 +375,7 @@ def test_where_the_truth_is_zero_there_are_no_ulps() -> None:
     for e in report.evidence:
         for finding in e.findings:
             if finding.expected == 0:
-                assert math.isnan(finding.ulps) and "but should be 0 exactly." in str(finding)
+                assert math.isnan(finding.ulps) and "ulps" not in str(finding)
     assert any(f.expected == 0 for e in report.evidence for f in e.findings)
     ulps = [f["ulps"] for e in json.loads(json.dumps(report.to_dict()))["evidence"] for f in e["findings"]]
     assert None in ulps and all(u is None or u < 1e12 for u in ulps)

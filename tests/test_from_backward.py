@@ -136,7 +136,7 @@ def test_other_parameters_are_refused_at_once(backward: Any, message: str) -> No
             lambda x, w, g: (plain(x, w, g)[0], plain(x, w, g)[1][1:]), ValueError,
             r"dw of w's shape \(3, 2, 3, 4\), but dw is of shape \(2, 2, 3, 4\). The forward pass has stride \(1, 1\)",
         ),
-        (lambda x, w, g: (plain(x, w, g)[::-1]), ValueError, r"but dx is of shape \(3, 2, 3, 4\)"),
+        (lambda x, w, g: (plain(x, w, g)[::-1]), ValueError, r"but dw is of shape \(2, 7, 6, 3\)"),
     ],
 )  # fmt: skip
 def test_wrong_results_are_named_when_it_is_called(backward: Any, error: Any, message: str) -> None:

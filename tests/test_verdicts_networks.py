@@ -98,14 +98,17 @@ def test_a_right_network_is_accepted(network: Network, dtype: str) -> None:
     with setting(dtype):
         f, arguments = network.build(0, dtype)
         skip = COSTLY if zlib.crc32(network.name.encode()) % 4 else ()
-        jaxconv.check(f, *arguments, skip=skip).raise_if_failed()
+        report = jaxconv.check(f, *arguments, skip=skip)
+    # A deep network's gradient may have no digit in 16 bits: then nothing can be said of it.
+    report.raise_if_failed(undecided=dtype == "float32")
 
 
 @pytest.mark.parametrize(("network", "dtype"), cases(WRONG, BROKEN, 15))
 def test_a_wrong_rule_inside_is_found(network: Network, dtype: str) -> None:
     with setting(dtype):
         f, arguments = network.build(0, dtype)
-        assert not jaxconv.check(f, *arguments, skip=(*COSTLY, "zeros", "vmap", "jit", "determinism")).ok
+        report = jaxconv.check(f, *arguments, skip=(*COSTLY, "zeros", "vmap", "jit", "determinism"))
+    assert report.verdict == "wrong"
 
 
 def test_the_bench_is_as_large_as_it_says() -> None:

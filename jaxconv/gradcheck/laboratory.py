@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv import forward
 from jaxconv.gradcheck.problem import Problem, wide
 from jaxconv.gradcheck.yardstick import Arrays, in_float64
 from jaxconv.transforms import bind, called, interpret
@@ -55,7 +56,7 @@ class Convolution(NamedTuple):
     @classmethod
     def of(cls, params: dict[str, Any]) -> Convolution:
         lopsided = [abs(lo - hi) for lo, hi in params["padding"]]
-        return cls(params, max(*params["lhs_dilation"], *params["rhs_dilation"], *lopsided))
+        return cls(params, max([1, *params["lhs_dilation"], *params["rhs_dilation"], *lopsided]))
 
     @property
     def rank(self) -> int:
@@ -86,7 +87,8 @@ class Convolution(NamedTuple):
             pads = [(lo - reach * widened, hi - reach * widened) for lo, hi in p["padding"]]
             dilation = (1,) * self.rank if widened else p["lhs_dilation"]
             groups = p["feature_group_count"], p["batch_group_count"]
-            return lax.conv_general_dilated(x, w, p["window_strides"], pads, dilation, p["rhs_dilation"], spec, *groups)
+            options = (p["window_strides"], pads, dilation, p["rhs_dilation"], spec, *groups)
+            return forward.conv_general_dilated(x, w, *options)
 
         @jax.custom_vjp
         def conv(x: Any, w: Any, mistake: Any) -> Any:
@@ -122,7 +124,7 @@ def _maximum(eqn: Any, x: Any, everyone: Any) -> Any:
         x, y, everyone = kept
         candidates = functools.partial(_candidates, eqn, shape=y.shape)
         stacked, spread = jax.vjp(candidates, x)
-        (paid,) = spread(jnp.where(stacked == y, g, 0))
+        (paid,) = spread(jnp.where(stacked == y[None], g[None], 0))
         (right,) = jax.vjp(plain, x)[1](g)
         return jnp.where(everyone, paid, right), None
 
