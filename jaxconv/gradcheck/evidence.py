@@ -77,7 +77,7 @@ def truth(t: Trial) -> Evidence:
     about = f"automatic differentiation in float64, {len(comparisons)} random cotangents"
     if unknown:
         about += f"; {unknown} entries have no finite truth"
-    if uncertain := t.yardstick.uncertain():
+    if uncertain := sum(t.yardstick.uncertain()):
         about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
     entries = t.judge("automatic", about, comparisons, hints=True)
     if entries.verdict == "wrong":
@@ -95,15 +95,18 @@ def _as_a_whole(t: Trial, i: int, comparisons: Sequence[Comparison]) -> Iterator
     """What is too small to see in any entry of an argument's gradient may be seen in all of them together."""
     for k, comparison in enumerate(comparisons):
         want = np.where(known(comparison.want[i], t.xs[i].dtype), comparison.want[i], 0)
-        square, off = float(np.sum(want**2)), inner(wide(comparison.got[i]) - want, want)
-        if not square or abs(off) <= t.yardstick.along_itself(i, want):
+        if not want.any():
             continue
-        jumps = float(np.sum(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i] * np.abs(want)))
-        bound = t.yardstick.along_itself(i, want, t.gs[k]) + jumps
+        unit = want / np.abs(want).max()
+        off = inner(wide(comparison.got[i]) - want, unit) / inner(want, unit)
+        if abs(off) <= t.yardstick.as_a_whole(i, want):
+            continue
+        jumps = inner(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i], np.abs(unit)) / inner(want, unit)
+        bound = t.yardstick.as_a_whole(i, want, t.gs[k]) + jumps
         if not abs(off) <= bound:
             path, size = t.problem.paths[i], t.xs[i].size
             where = f"all of {path}, as a multiple of what it should be,"
-            found = finding_of(where, 1 + off / square, 1.0, bound / square, t.xs[i].dtype)
+            found = finding_of(where, 1 + off, 1.0, bound, t.xs[i].dtype)
             yield replace(found, argument=path, wrong=size, size=size, place="everywhere")
             return
 

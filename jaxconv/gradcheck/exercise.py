@@ -47,6 +47,8 @@ def ties(t: Trial) -> Evidence:
     name, skipped = "ties", "f makes no choice that rounded arguments could tie"
     if not any(_chooses(eqn) for eqn in equations(t.problem.jaxpr)):
         return Evidence(name, "skipped", skipped)
+    if any(map(_asks_floats, equations(t.problem.jaxpr))):
+        return Evidence(name, "skipped", "f has a loop that may not end at rounded arguments")
     point = _rounded(t)
     if point is None:
         return Evidence(name, "skipped", "f is not finite at rounded arguments")
@@ -80,6 +82,15 @@ def ties(t: Trial) -> Evidence:
 def _chooses(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name in _CHOICES and any(
         jnp.issubdtype(getattr(v.aval, "dtype", np.int32), jnp.floating) for v in eqn.invars
+    )
+
+
+def _asks_floats(eqn: JaxprEqn) -> bool:
+    """Whether it is a loop whose length depends on floats."""
+    return eqn.primitive.name == "while" and any(
+        jnp.issubdtype(cast(Any, v.aval).dtype, jnp.floating)
+        for test in eqn.params["cond_jaxpr"].jaxpr.eqns
+        for v in test.invars
     )
 
 
@@ -118,6 +129,9 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
     strided = list(_remainders(t.problem.jaxpr))
     if strided and not any(strided):
         yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes leave one."
+    for path, x, hidden in zip(t.problem.paths, t.xs, t.yardstick.uncertain(), strict=True):
+        if hidden > x.size / 10:
+            yield f"{hidden} of {x.size} entries of {path}, of which rounding leaves less than a digit."
     for path, dx in zip(t.problem.paths, t.yardstick.truth[0][1], strict=True):
         if dx.size and not dx.any():
             yield f"a factor on {path}'s gradient, which is 0 here."

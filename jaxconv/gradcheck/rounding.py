@@ -13,8 +13,9 @@ neighbours; one that no rounding can reach (an unread input, a dead unit) has no
 that is decided by less than rounding shows the whole jump.
 
 Noise is a function of the value that it falls on, as rounding is: what is equal stays equal, and zero stays zero. What
-the dtype can represent, such as a saturated sigmoid or uniform random bits, has the noise of float64 alone, in which
-the truth is computed. What no rounding touches is left alone: copies, choices, signs, casts to a wider type.
+the dtype can represent is not rounded; where it looks so in float64 too because a function saturates or a sum absorbs
+its smaller term, the noise is that of float64, in which the truth is computed. What no rounding touches is left alone:
+copies, choices, signs, casts to a wider type, sums of whole numbers.
 
 Source: D. S. Parker, Monte Carlo Arithmetic, UCLA CSD-970002 (1997); the sum's constant from N. J. Higham, Accuracy and
   Stability of Numerical Algorithms (2002), section 4.2, with independent errors.
@@ -32,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from jaxconv import primitives
-from jaxconv.transforms import RULED, carried, evaluate, interpret
+from jaxconv.transforms import RULED, called, carried, evaluate, interpret
 
 # Equations whose results are among their operands' values, up to sign: nothing is rounded.
 _EXACT = {
@@ -66,6 +67,12 @@ _EXACT = {
         "transpose",
         "zeros_like",
     ),
+}
+# Equations whose results float64 rounds as well where they look exact, as those that saturate do.
+_TRANSCENDENTAL = {
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cos", "cosh"),
+    *("digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "igamma", "igammac", "lgamma", "log", "log1p"),
+    *("logistic", "pow", "regularized_incomplete_beta", "sin", "sinh", "tan", "tanh"),
 }
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
@@ -135,15 +142,16 @@ def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
         return _run(jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars)), operands, noise)
     if name in ("scan", "while", "cond"):
         return {"scan": _scan, "while": _while, "cond": _cond}[name](params, operands, noise)
-    inner = params.get("jaxpr", params.get("call_jaxpr"))
-    if name != "shard_map" and isinstance(inner, ClosedJaxpr | Jaxpr):  # jit, checkpoint and the like
-        return _run(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), operands, noise)
+    if (inner := called(eqn)) is not None:
+        return _run(inner, operands, noise)
     operands, terms = _noisy_terms(eqn, operands, noise)
     ys = evaluate(eqn, operands, _FLOAT64)
     if name in _EXACT or (name == "convert_element_type" and not _narrows(eqn)):
         return ys
     pairs: Any = zip(eqn.outvars, ys, strict=True)
-    return [_noisy_value(y, v.aval.dtype, terms, noise) if _floats(v) else y for v, y in pairs]
+    return [
+        _noisy_value(y, v.aval.dtype, terms, noise, _exact(name, operands, y)) if _floats(v) else y for v, y in pairs
+    ]
 
 
 def _unit(v: Any) -> float:
@@ -156,18 +164,33 @@ def _narrows(eqn: JaxprEqn) -> bool:
     return _floats(x) and _floats(y) and jnp.finfo(y.aval.dtype).nmant < jnp.finfo(x.aval.dtype).nmant
 
 
-def _noisy_value(y: Any, dtype: Any, terms: float, noise: _Noise) -> Any:
-    """One rounding of y to `dtype`, or several; to a spacing that stops shrinking below the smallest normal number."""
+def _noisy_value(y: Any, dtype: Any, terms: float, noise: _Noise, exact: Any) -> Any:
+    """One rounding of y to `dtype`, or several; to a spacing that stops shrinking below the smallest normal number.
+
+    Where `dtype` can represent y there is none, but for that of float64 where y is not `exact` in it either.
+    """
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = np.dtype(np.float32 if np.dtype(dtype).itemsize == 8 else np.float64)
-        return lax.complex(*(_noisy_value(p, part, terms, noise) for p in (jnp.real(y), jnp.imag(y))))
+        return lax.complex(*(_noisy_value(p, part, terms, noise, exact) for p in (jnp.real(y), jnp.imag(y))))
     info = jnp.finfo(dtype)
     unit: Any = float(info.eps) / 2
     if info.nmant < 52:
-        unit = jnp.where(lax.reduce_precision(y, info.nexp, info.nmant) == y, float(jnp.finfo(_FLOAT64).eps) / 2, unit)
+        represented = lax.reduce_precision(y, info.nexp, info.nmant) == y
+        unit = jnp.where(represented, jnp.where(exact, 0.0, float(jnp.finfo(_FLOAT64).eps) / 2), unit)
     size = jnp.maximum(jnp.abs(y), float(info.tiny))
     noisy = y + noise.amplitude * math.sqrt(terms) * unit * noise(_bits(y)) * size
     return jnp.where((y == 0) | jnp.isinf(y), y, noisy)
+
+
+def _exact(name: str, operands: Sequence[Any], y: Any) -> Any:
+    """Where a result that a narrower dtype can represent is free of float64's rounding too.
+
+    1 + 1e-20 is not, nor is tanh(30) = 1; but 0.5·6 and 2 + 1 are, and floor of them is what it should be.
+    """
+    if name in ("add", "add_any", "sub"):
+        a, b = operands[0], operands[1] if name != "sub" else -operands[1]
+        return (y - a == b) & (y - b == a)
+    return name not in _TRANSCENDENTAL
 
 
 def _bits(y: Any) -> Any:
@@ -180,8 +203,10 @@ def _bits(y: Any) -> Any:
 def _noisy_terms(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> tuple[list[Any], float]:
     """The operands of a sum with noise on each term; and how many terms are still to be accounted for."""
     name, params = eqn.primitive.name, eqn.params
+    if not _floats(eqn.outvars[0]):
+        return operands, 1.0
     if name in ("dot_general", "conv_general_dilated"):
-        which, axes = 1, _contracted(name, params, operands[1].ndim)
+        which, axes = 1, _contracted(name, params)
     elif name in ("reduce_sum", "reduce_prod"):
         which, axes = 0, tuple(params["axes"])
     else:
@@ -195,10 +220,12 @@ def _noisy_terms(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> tuple[lis
     shape = [x.shape[a] if a in axes else 1 for a in range(x.ndim)]
     position = lax.iota(jnp.uint64, count).reshape(shape)
     spread = noise.amplitude * unit * math.sqrt(count / 2)
-    return [*operands[:which], x * (1 + spread * noise(position * _MIX)), *operands[which + 1 :]], 1.0
+    whole = x == jnp.round(x) if jnp.issubdtype(x.dtype, jnp.floating) else False  # counts and masks add up exactly
+    noisy = jnp.where(whole, x, x * (1 + spread * noise(position * _MIX)))
+    return [*operands[:which], noisy, *operands[which + 1 :]], 1.0
 
 
-def _contracted(name: str, params: dict[str, Any], ndim: int) -> tuple[int, ...]:
+def _contracted(name: str, params: dict[str, Any]) -> tuple[int, ...]:
     """The axes of the second operand that a product sums over."""
     if name == "dot_general":
         return tuple(params["dimension_numbers"][0][1])
@@ -232,18 +259,19 @@ def _scan(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[An
 
 
 def _while(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+    """A loop as long as without noise, which beside the noisy values carries those that the condition asks for."""
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     for_test, for_body, state = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
-    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+    test, body, quiet = params["cond_jaxpr"], params["body_jaxpr"], noise._replace(amplitude=0.0 * noise.amplitude)
 
     def go_on(state: Any) -> Any:
-        return _run(test, [*for_test, *state[1]], noise)[0]
+        return _run(test, [*for_test, *state[1]], quiet)[0]
 
     def step(state: Any) -> Any:
-        i, values = state
-        return i + 1, _run(body, [*for_body, *values], noise.at_step(i))
+        i, exact, values = state
+        return i + 1, _run(body, [*for_body, *exact], quiet), _run(body, [*for_body, *values], noise.at_step(i))
 
-    return list(lax.while_loop(go_on, step, (jnp.uint32(1), state))[1])
+    return list(lax.while_loop(go_on, step, (jnp.uint32(1), state, state))[2])
 
 
 def _cond(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:

@@ -31,15 +31,21 @@ def differentiator(problem: Problem) -> Callable[..., Any]:
 
         def rise(step: Any) -> Any:  # the difference first, so that results that do not change do not round
             there = plain([x + step * u for x, u in zip(xs, us, strict=True)])
-            rises = [
-                (jnp.where(g == 0, 0, g * (b - a)), jnp.where((a == b) | (g == 0), 0, g * b))
-                for g, a, b in zip(gs, here, there, strict=True)
-            ]
-            return sum(jnp.sum(r) for r, _ in rises), sum(jnp.sum(jnp.square(y)) for _, y in rises)
+            rises: Any = 0.0
+            moved: Any = 0.0
+            still: Any = 0.0
+            for g, a, b in zip(gs, here, there, strict=True):
+                square = jnp.where(g == 0, 0, jnp.square(g * b))
+                rises += jnp.sum(jnp.where(g == 0, 0, g * (b - a)))
+                moved += jnp.sum(jnp.where(a == b, 0, square))
+                still += jnp.sum(jnp.where(a == b, square, 0))
+            return rises, moved, still
 
-        rises, squares = jax.lax.map(rise, jnp.concatenate([steps, -steps]))
+        rises, *squares = jax.lax.map(rise, jnp.concatenate([steps, -steps]))
         ahead, behind = rises.reshape(2, -1)
-        return ahead / steps, -behind / steps, jnp.sqrt(jnp.where(jnp.isfinite(squares), squares, 0).max())
+        moved, still = (jnp.sqrt(jnp.where(jnp.isfinite(s), s, 0)) for s in squares)
+        absorbed = still[0] / steps[0]  # of what even the longest step does not change, as much may have been lost
+        return ahead / steps, -behind / steps, moved.max(), absorbed
 
     compiled = in_float64(quotients)
     eps = float(jnp.finfo(jnp.float32 if problem.opaque else jnp.float64).eps)
@@ -49,13 +55,15 @@ def differentiator(problem: Problem) -> Callable[..., Any]:
         reach = next((size(x) for x, u in zip(xs, us, strict=True) if u.any()), 1.0)
         gs = [wide(g) for g in gs]
         unit = reach / longest if longest else 1.0
-        ahead, behind, norms = compiled(xs, us, gs, unit * _STEPS[1:4])
+        ahead, behind, norms, absorbed = compiled(xs, us, gs, unit * _STEPS[1:4])
         slope, error, sides = _slope(_STEPS[1:4], ahead, behind, norms / unit, eps)
+        error += eps * float(absorbed)
         if error <= bound / 8 and abs(slope - value) <= bound:
             return slope, error, sides
         parts = [compiled(xs, us, gs, unit * steps) for steps in (_STEPS[:3], _STEPS[3:])]
-        ahead, behind, norms = (np.ravel(part) for part in zip(*parts, strict=True))
-        return _slope(_STEPS, ahead, behind, norms.max() / unit, eps)
+        ahead, behind, norms, absorbed = (np.ravel(part) for part in zip(*parts, strict=True))
+        slope, error, sides = _slope(_STEPS, ahead, behind, norms.max() / unit, eps)
+        return slope, error + eps * float(absorbed[0]), sides
 
     return slope_along
 

@@ -85,7 +85,7 @@ class Trial:
                 continue
             there = np.abs(exact) > least(self.xs[i].dtype)
             entry = float((bound[there] / np.abs(exact[there])).min(initial=np.inf))
-            smallest[path] = min(entry, self.yardstick.along_itself(i, exact) / float(np.sum(exact**2)))
+            smallest[path] = min(entry, self.yardstick.as_a_whole(i, exact)) if there.any() else np.inf
         return smallest
 
     def judge(self, name: str, about: str, comparisons: Sequence[Comparison], hints: bool = False) -> Evidence:

@@ -233,35 +233,39 @@ class Yardstick:
         """The same if entries err independently of each other: where runs are few, they may all be lucky in a sum."""
         return _length(self.first, direction) if self.large else 0.0
 
-    def along_itself(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
-        """How far rounding may take ⟨a gradient of argument i, the exact one⟩; with `gs`, looked at again for those.
+    def as_a_whole(self, i: int, exact: np.ndarray, gs: Sequence[Any] | None = None) -> float:
+        """Which part of an argument's gradient rounding may hide, of ⟨gradient, exact⟩; with `gs`, looked at again.
 
         Half of what an entry is allowed, for a sum over all entries has no long tail.
         """
-        direction = [exact if j == i else np.zeros_like(x) for j, x in enumerate(self.xs)]
+        unit = exact / np.abs(exact).max()
+        direction = [unit if j == i else np.zeros_like(x) for j, x in enumerate(self.xs)]
         again = self._draw(self.problem.xs, [gs], AGAIN[self.large], self._amplitude) if gs else None
-        rounded = 4 * float(jnp.finfo(self.problem.xs[i].dtype).eps) * float(np.sum(exact**2))
-        return max(self._along(direction) / 2, self._along(direction, again) / 2, rounded)
+        hidden = max(self._along(direction), self._along(direction, again)) / 2 / inner(exact, unit)
+        return max(hidden, 4 * float(jnp.finfo(self.problem.xs[i].dtype).eps))
 
     def is_zero(self, i: int, exact: np.ndarray) -> bool:
-        """Whether the i-th gradient is zero but for the truth's own rounding."""
+        """Whether the i-th gradient is zero but for the truth's own rounding; one too small for its dtype is not."""
+        dtype = self.problem.xs[i].dtype
         noise = _rms(np.stack(self._noise[len(self.problem.ys) + i]), axis=0) / self._amplitude
-        finer = float(np.finfo(np.float64).eps) / float(jnp.finfo(self.problem.xs[i].dtype).eps)
-        return bool((np.abs(exact) <= SPREAD * finer * noise).all())
+        finer = float(np.finfo(np.float64).eps) / float(jnp.finfo(dtype).eps)
+        cancelled = (np.abs(exact) <= SPREAD * finer * noise) & (noise > least(dtype))
+        return bool((cancelled | (exact == 0)).all())
 
     def relative(self) -> float:
         """How far rounding typically takes a whole array, relative to itself: the worst of all arrays."""
         values = [*zip(*map(flat, self.truth), strict=True)]
-        ratios = [size(np.stack(n)) / size(np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
+        pairs = [(np.stack(n), np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
+        ratios = [float(_rms(n)) / size(v) if n.size else 0.0 for n, v in pairs]
         eps = [float(jnp.finfo(dtype).eps) for dtype in self._dtypes()]
         typical = enumerate(zip(ratios, eps, strict=True))
         return SPREAD * max(max(self._factor(i) * r / self._amplitude, e) for i, (r, e) in typical)
 
-    def uncertain(self) -> int:
-        """How many entries of the gradient the arguments' own precision does not determine to one digit."""
+    def uncertain(self) -> list[int]:
+        """How many entries of each gradient the arguments' own precision does not determine to one digit."""
         values = zip(*(dxs for _, dxs in self.truth), strict=True)
         typical = [_rms(np.stack(v), axis=0) for v in values]
-        return sum(int((b > 0.1 * v)[v > 0].sum()) for b, v in zip(self.first, typical, strict=True))
+        return [int((b > 0.1 * v)[v > 0].sum()) for b, v in zip(self.first, typical, strict=True)]
 
     def kinks(self, xs: Sequence[Any], gs: Sequence[Any], rng: np.random.Generator) -> Arrays:
         """By how much each entry of the gradient jumps between points on opposite sides of x, too close to matter.
