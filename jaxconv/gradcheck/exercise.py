@@ -64,7 +64,9 @@ def ties(t: Trial) -> Evidence:
         bound += 4 * error
         if not math.isfinite(slope + bound):
             continue
-        if sides:  # a kink along this direction too: any convention between its sides
+        if sides and abs(sides[0] - sides[1]) >= 0.1 * abs(
+            value - slope
+        ):  # a kink too: any convention between its sides
             slope = float(np.clip(value, min(sides), max(sides)))
             bound += along([j * np.sign(u) for j, u in zip(jumps, us, strict=True)], us)
         ratio = in_bounds(abs(value - slope), bound)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.problem import Problem, wide
-from jaxconv.gradcheck.yardstick import Arrays, in_float64, size
+from jaxconv.gradcheck.yardstick import SPREAD, Arrays, in_float64, size
 
 # Steps of finite differences, as parts of the arguments' size; and so much shorter where a kink may be near.
 _STEPS = 2.0**-4 * 8.0 ** -np.arange(6)
@@ -47,7 +47,7 @@ def differentiator(problem: Problem) -> Callable[..., Any]:
         rises, *squares = jax.lax.map(rise, jnp.concatenate([steps, -steps]))
         ahead, behind = rises.reshape(2, -1)
         moved, still = (jnp.sqrt(jnp.where(jnp.isfinite(s), s, 0)) for s in squares)
-        absorbed = still[0] / steps[0]  # of what even the longest step does not change, as much may have been lost
+        absorbed = SPREAD * still[0] / steps[0]  # of what no step changes, so much may be lost on the way to it
         return ahead / steps, -behind / steps, moved.max(), absorbed
 
     compiled = in_float64(quotients)
@@ -95,6 +95,6 @@ def _slope(
         return math.nan, math.inf, None
     k = int(np.nanargmin(errors))
     far, near = np.abs(ahead - behind)[k + 1 : k + 3]
-    sides = (float(ahead[k + 2]), float(behind[k + 2])) if near > far / 2 else None
     rounding = eps / float(steps[k + 2]) * (abs(float(better[k + 1])) + values)
+    sides = (float(ahead[k + 2]), float(behind[k + 2])) if near > max(far / 2, 4 * rounding) else None
     return float(better[k + 1]), float(errors[k]) + rounding, sides
