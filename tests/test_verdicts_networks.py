@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -192,3 +193,18 @@ def test_tasks_are_filtered_by_name_and_dtype() -> None:
         ("linen LSTM", "float16", 0, True), ("linen LSTM", "float16", 1, True),
     ]  # fmt: skip
     assert table.tasks("no such network", [0], [True, False], ()) == []
+
+
+def test_a_run_goes_on_where_its_log_ends(tmp_path: Path) -> None:
+    log, judge = tmp_path / "log.jsonl", "jaxconv.check"
+    gain = Gain("w", 0.5, 0.0, math.inf, 1.0)
+    done = [
+        Outcome(
+            "a network", "float32", 0, True, judge, True, 1.0, {"vmap": ("ok", 0.5), "jit": ("ok", math.inf)}, "", None
+        ),
+        Outcome("a network: broken", "float32", 3, False, judge, None, 2.0, {}, "fails", gain),
+    ]
+    log.write_text("".join(json.dumps(table.plain(o._asdict())) + "\n" for o in done))
+    todo = [(o.name, o.dtype, o.seed, o.right, (judge,)) for o in done]
+    assert [o for found in table.outcomes(todo, 1, log) for o in found] == done
+    assert len(log.read_text().splitlines()) == 2, "nothing was tried again"

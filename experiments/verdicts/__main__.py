@@ -59,7 +59,7 @@ class Options:
     judges: tuple[str, ...] = tuple(JUDGES)
     """Whom to ask."""
     log: Path | None = None
-    """Append every trial as a line of JSON."""
+    """Append every trial as a line of JSON; those that are there already are not tried again."""
 
 
 def of_functions(options: Options) -> tuple[list[dict[str, Any]], dict[str, Any]]:

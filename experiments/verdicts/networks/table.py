@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.verdicts.networks.right import RIGHT
-from experiments.verdicts.networks.trial import Outcome, trial
+from experiments.verdicts.networks.trial import Gain, Outcome, trial
 from experiments.verdicts.networks.wrong import WRONG
 
 Task = tuple[str, str, int, bool, tuple[str, ...]]
@@ -37,7 +37,11 @@ def perform(task: Task) -> list[Outcome]:
 
 
 def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list[Outcome]]:
-    """As they come; each also as a line of JSON in `log`, so that a run that is stopped has not been for nothing."""
+    """As they come; each also as a line of JSON in `log`. What is there already is not tried again."""
+    known = recorded(log) if log and log.exists() else {}
+    done = [[known[(*task[:4], judge)] for judge in task[4] if (*task[:4], judge) in known] for task in todo]
+    yield from filter(None, done)
+    todo = [task for task, found in zip(todo, done, strict=True) if len(found) < len(task[4])]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(perform, task) for task in todo]):
             found = future.result()
@@ -45,6 +49,18 @@ def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list
                 with log.open("a") as file:
                     file.writelines(json.dumps(plain(o._asdict()), ensure_ascii=False) + "\n" for o in found)
             yield found
+
+
+def recorded(log: Path) -> dict[tuple[Any, ...], Outcome]:
+    """The outcomes of an earlier run, by name, dtype, seed, soundness and judge."""
+    known = {}
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        kinds = {kind: (verdict, float(ratio)) for kind, (verdict, ratio) in row["kinds"].items()}
+        sizes: dict[str, Any] = {key: v if key == "where" else float(v) for key, v in (row["gain"] or {}).items()}
+        found = Outcome(**(row | {"kinds": kinds, "gain": Gain(**sizes) if sizes else None}))
+        known[found.name, found.dtype, found.seed, found.right, found.judge] = found
+    return known
 
 
 def plain(value: Any) -> Any:
