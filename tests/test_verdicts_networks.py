@@ -10,7 +10,6 @@ import json
 import math
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from experiments.verdicts.networks.network import Network, breaking, sound
 from experiments.verdicts.networks.right import RIGHT
 from experiments.verdicts.networks.trial import Gain, Outcome, examined, gain, trial
 from experiments.verdicts.networks.wrong import WRONG
+from jaxconv.gradcheck import Evidence, Report
 
 # One dtype each, so that every family meets every dtype.
 SOUND = {
@@ -170,13 +170,12 @@ def test_the_table_counts_mistakes_and_says_how_near_they_were() -> None:
 
 
 def test_a_report_is_right_wrong_or_neither() -> None:
-    def judged(*verdicts: str, ok: bool) -> Any:
-        evidence = [SimpleNamespace(name=v, verdict=v, ratio=math.nan, findings=()) for v in verdicts]
-        return examined(SimpleNamespace(ok=ok, evidence=evidence))[0]
+    def judged(*verdicts: str) -> Any:
+        return examined(Report("f", (), tuple(Evidence(v, v, "") for v in verdicts)))[0]
 
-    assert judged("ok", "kink", ok=True) is True
-    assert judged("ok", "wrong", ok=False) is False
-    assert judged("ok", "skipped", ok=False) is None
+    assert judged("ok", "kink") is True
+    assert judged("ok", "wrong") is False and judged("undecided", "wrong") is False
+    assert judged("ok", "undecided") is None and judged("skipped") is None
 
 
 def test_what_is_written_is_json() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -42,11 +43,24 @@ def verdicts(task: tuple[str, str, bool]) -> list[Verdict]:
     return found
 
 
-def confusion(found: list[Verdict]) -> list[dict[str, Any]]:
+class Judged(Protocol):
+    """What a judge said of a gradient: of a single function, or of a network."""
+
+    @property
+    def judge(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def right(self) -> bool: ...
+    @property
+    def accepted(self) -> bool | None: ...
+
+
+def confusion(found: Sequence[Judged], wide: Sequence[str] = ("float32", "float64")) -> list[dict[str, Any]]:
     """For each judge and class of dtypes: how many wrong gradients were rejected, and right ones accepted."""
     rows = []
-    for judge in JUDGES:
-        for name, dtypes in (("float32, float64", ("float32", "float64")), ("16 bits", ("bfloat16", "float16"))):
+    for judge in dict.fromkeys(v.judge for v in found):
+        for name, dtypes in ((", ".join(wide), wide), ("16 bits", ("bfloat16", "float16"))):
             own = [v for v in found if v.judge == judge and v.dtype in dtypes]
             wrong, right = [v for v in own if not v.right], [v for v in own if v.right]
             rows.append(

@@ -19,6 +19,10 @@ from experiments.verdicts.case import Case
 _CLOSE = {"float64": 1e-8, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
+# Whether a verdict of `jaxconv.check` accepts a gradient.
+SAID = {"right": True, "wrong": False, "undecided": None}
+
+
 @contextlib.contextmanager
 def setting(dtype: str) -> Iterator[None]:
     """What a user of that dtype would have set."""
@@ -29,9 +33,7 @@ def setting(dtype: str) -> Iterator[None]:
 
 def by_check(case: Case, dtype: str) -> bool | None:
     """Whether `jaxconv.check` accepts the gradient; None if it is undecided."""
-    return {"right": True, "wrong": False, "undecided": None}[
-        jaxconv.check(case.function, *case.arguments(dtype)).verdict
-    ]
+    return SAID[jaxconv.check(case.function, *case.arguments(dtype)).verdict]
 
 
 def by_check_grads(case: Case, dtype: str) -> bool:

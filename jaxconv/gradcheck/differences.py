@@ -13,7 +13,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
-from jaxconv.gradcheck.yardstick import Arrays, inner, size
+from jaxconv.gradcheck.yardstick import Arrays, along, size
 
 
 def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
@@ -76,10 +76,6 @@ def _cut(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> str:
         return f"{text}, which is meant"
     where, asked = (f" at {', '.join(names)}", f"cuts={names}") if names else ("", "cuts=True")
     return f"{text}: cut{where}, cannot tell. If that is meant, say check(..., {asked})"
-
-
-def along(dxs: Arrays, us: Arrays) -> float:
-    return sum(inner(dx, u) for dx, u in zip(dxs, us, strict=True))
 
 
 def _directions(t: Trial, xs: Arrays) -> Iterator[tuple[str, int | None, Arrays]]:

@@ -77,7 +77,7 @@ def truth(t: Trial) -> Evidence:
     about = f"automatic differentiation in float64, {len(comparisons)} random cotangents"
     if unknown:
         about += f"; {unknown} entries have no finite truth"
-    if uncertain := sum(t.yardstick.uncertain()):
+    if uncertain := sum(t.yardstick.uncertain):
         about += f"; rounding leaves {uncertain} of {sum(x.size for x in t.xs)} entries without a digit"
     entries = t.judge("automatic", about, comparisons, hints=True)
     if entries.verdict == "wrong":

@@ -12,27 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
+from jaxconv.geometry import Axis
 from jaxconv.gradcheck import suspects
-from jaxconv.gradcheck.differences import along
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
-from jaxconv.gradcheck.yardstick import Arrays, size
+from jaxconv.gradcheck.yardstick import Arrays, along, size
 from jaxconv.transforms import equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
 _CHOICES = {
     *("abs", "argmax", "argmin", "clamp", "cummax", "cummin", "eq", "ge", "gt", "le", "lt", "max", "min", "ne"),
-    *(
-        "reduce_max",
-        "reduce_min",
-        "reduce_window_max",
-        "reduce_window_min",
-        "select_and_gather_add",
-        "sign",
-        "sort",
-        "top_k",
-    ),
+    *("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "select_and_gather_add", "sign"),
+    *("sort", "top_k"),
 }
 # To what part of their size arguments are rounded, so that many are equal and many zero.
 _COARSE = (1.0, 1 / 8)
@@ -64,9 +56,8 @@ def ties(t: Trial) -> Evidence:
         bound += 4 * error
         if not math.isfinite(slope + bound):
             continue
-        if sides and abs(sides[0] - sides[1]) >= 0.1 * abs(
-            value - slope
-        ):  # a kink too: any convention between its sides
+        if sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
+            # A kink along this direction too: any convention lies between its sides.
             slope = float(np.clip(value, min(sides), max(sides)))
             bound += along([j * np.sign(u) for j, u in zip(jumps, us, strict=True)], us)
         ratio = in_bounds(abs(value - slope), bound)
@@ -116,11 +107,8 @@ def _keeping(t: Trial, xs: Arrays) -> Iterator[tuple[str, int, Arrays]]:
         path, x = t.problem.paths[i], xs[i]
         for name, u in ((f"along {path} + t", np.ones_like(x)), (f"along (1 + t)·{path}", x)):
             if u.any():
-                yield (
-                    f"where entries tie, {name},",
-                    i,
-                    [u if j == i else np.zeros_like(other) for j, other in enumerate(xs)],
-                )
+                us = [u if j == i else np.zeros_like(other) for j, other in enumerate(xs)]
+                yield f"where entries tie, {name},", i, us
 
 
 def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
@@ -128,10 +116,10 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
     tied = next((e for e in evidence if e.name == "ties"), None)
     if tied is not None and tied.verdict == "skipped" and any(map(_chooses, equations(t.problem.jaxpr))):
         yield f"ties and zeros, where the gradient may jump: {tied.about}."
-    strided = list(_remainders(t.problem.jaxpr))
+    strided = _remainders(t.problem.jaxpr)
     if strided and not any(strided):
         yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes leave one."
-    for path, x, hidden in zip(t.problem.paths, t.xs, t.yardstick.uncertain(), strict=True):
+    for path, x, hidden in zip(t.problem.paths, t.xs, t.yardstick.uncertain, strict=True):
         if hidden > x.size / 10:
             yield f"{hidden} of {x.size} entries of {path}, of which rounding leaves less than a digit."
     for path, dx in zip(t.problem.paths, t.yardstick.truth[0][1], strict=True):
@@ -139,27 +127,28 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
             yield f"a factor on {path}'s gradient, which is 0 here."
 
 
-def _remainders(jaxpr: Jaxpr) -> Iterator[int]:
+def _remainders(jaxpr: Jaxpr) -> list[int]:
     """For each axis that is strided over, how many elements no window reads."""
-    for eqn in equations(jaxpr):
-        params, avals = eqn.params, [cast(Any, v.aval) for v in eqn.invars]
-        if geometry := params.get("geometry"):
-            yield from (u for u, s in zip(geometry.unread, geometry.stride, strict=True) if s > 1)
-        elif eqn.primitive.name == "conv_general_dilated":
-            numbers, taps = params["dimension_numbers"], avals[1].shape
-            sizes = [avals[0].shape[a] for a in numbers.lhs_spec[2:]]
-            spans = [(taps[a] - 1) * d + 1 for a, d in zip(numbers.rhs_spec[2:], params["rhs_dilation"], strict=True)]
-            yield from _unread(sizes, params["lhs_dilation"], params["padding"], spans, params["window_strides"])
-        elif eqn.primitive.name.startswith("reduce_window") and "window_strides" in params:
-            windows = zip(params["window_dimensions"], params["window_dilation"], strict=True)
-            spans = [(k - 1) * d + 1 for k, d in windows]
-            yield from _unread(
-                avals[0].shape, params["base_dilation"], params["padding"], spans, params["window_strides"]
-            )
+    axes = (axis for eqn in equations(jaxpr) for axis in _axes(eqn))
+    return [axis.unread for axis in axes if axis.stride > 1 and axis.out]
 
 
-def _unread(sizes: Any, dilations: Any, padding: Any, spans: Any, strides: Any) -> Iterator[int]:
-    for n, dilation, (lo, hi), span, stride in zip(sizes, dilations, padding, spans, strides, strict=True):
-        slack = dilation * (n - 1) + 1 + lo + hi - span
-        if stride > 1 and slack >= 0:
-            yield slack % stride
+def _axes(eqn: JaxprEqn) -> Iterator[Axis]:
+    """The axes that a convolution or a pool moves its window along."""
+    params, avals = eqn.params, [cast(Any, v.aval) for v in eqn.invars]
+    if geometry := params.get("geometry"):
+        yield from geometry.axes
+        return
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = params["dimension_numbers"]
+        sizes = [avals[0].shape[a] for a in numbers.lhs_spec[2:]]
+        taps = [avals[1].shape[a] for a in numbers.rhs_spec[2:]]
+        dilation, input_dilation = params["rhs_dilation"], params["lhs_dilation"]
+    elif eqn.primitive.name.startswith("reduce_window") and "window_strides" in params:
+        sizes, taps = avals[0].shape, params["window_dimensions"]
+        dilation, input_dilation = params["window_dilation"], params["base_dilation"]
+    else:
+        return
+    moves = zip(params["window_strides"], dilation, input_dilation, params["padding"], strict=True)
+    for n, k, (stride, d, input_d, (lo, hi)) in zip(sizes, taps, moves, strict=True):
+        yield Axis(n, k, stride, d, input_d, lo, hi)

@@ -156,7 +156,7 @@ class Yardstick:
     def sharper(self, values: Sequence[np.ndarray], xs: Sequence[Any], gs: Sequence[Any], own: bool) -> Arrays:
         """The bounds at just this point and cotangent; with `own`, of f's own rule too."""
         own = own and self.problem.ruled
-        key = (own, hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs))))
+        key = (own, _point(xs, gs))
         if key not in self._seen:
             again = (xs, [gs], AGAIN[self.large], self._amplitude)
             spreads = [_spreads(self._samples(self._noisy, *again))]
@@ -197,6 +197,11 @@ class Yardstick:
         return rounded + least(dtype)
 
     @functools.cached_property
+    def _floors(self) -> Arrays:
+        """Those of the first exact gradient."""
+        return [self._floor(i, dx) for i, dx in enumerate(self.truth[0][1], len(self.problem.ys))]
+
+    @functools.cached_property
     def known(self) -> Arrays:
         """Where the first exact gradient is a number that its dtype has room for."""
         return [known(dx, x.dtype) for dx, x in zip(self.truth[0][1], self.problem.xs, strict=True)]
@@ -220,14 +225,14 @@ class Yardstick:
     def _along(self, direction: Sequence[np.ndarray], noise: Sequence[Arrays] | None = None) -> float:
         first = len(self.problem.ys)
         moved, erred = (
-            [_inner(sample, direction) for sample in zip(*of[first:], strict=True)]
+            [along(sample, direction) for sample in zip(*of[first:], strict=True)]
             for of in (noise or self._noise, self._errors)
         )
         factor = max((self._factor(first + i) for i, u in enumerate(direction) if u.any()), default=1.0)
         if not math.isfinite(factor + sum(erred)):
             return math.inf
-        floors = [self._floor(first + i, dx) for i, dx in enumerate(self.truth[0][1])]
-        return max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))), _length(floors, direction))
+        measured = max(factor * float(spread(moved)), SPREAD * float(_rms(np.array(erred))))
+        return max(measured, _length(self._floors, direction))
 
     def _independent(self, direction: Sequence[np.ndarray]) -> float:
         """The same if entries err independently of each other: where runs are few, they may all be lucky in a sum."""
@@ -261,6 +266,7 @@ class Yardstick:
         typical = enumerate(zip(ratios, eps, strict=True))
         return SPREAD * max(max(self._factor(i) * r / self._amplitude, e) for i, (r, e) in typical)
 
+    @functools.cached_property
     def uncertain(self) -> list[int]:
         """How many entries of each gradient the arguments' own precision does not determine to one digit."""
         values = zip(*(dxs for _, dxs in self.truth), strict=True)
@@ -273,7 +279,7 @@ class Yardstick:
         A smooth gradient changes by 64 times less between points 64 times closer; a jump stays. Of a tie of k, two in k
         pairs of points show an entry's jump, hence so many of them; where the first few show none, there is none.
         """
-        key = hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs)))
+        key = _point(xs, gs)
         if key not in self._kinks:
             jumps = [np.zeros(x.shape) for x in self.xs]
             for draw in range(8 if self.large else 32):
@@ -290,6 +296,11 @@ class Yardstick:
             self.exact([wide(x) + sign * s for x, s in zip(xs, steps, strict=True)], gs) for sign in (1, -1)
         )
         return [np.abs(a - b) for a, b in zip(ahead, behind, strict=True)]
+
+
+def _point(xs: Sequence[Any], gs: Sequence[Any]) -> int:
+    """A point and cotangent as a key."""
+    return hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs)))
 
 
 def size(x: np.ndarray) -> float:
@@ -329,8 +340,9 @@ def _length(bounds: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> fl
     return math.sqrt(sum(float(np.sum((b[u != 0] * u[u != 0]) ** 2)) for b, u in zip(bounds, direction, strict=True)))
 
 
-def _inner(sample: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> float:
-    return sum(inner(d, u) for d, u in zip(sample, direction, strict=True))
+def along(dxs: Sequence[np.ndarray], us: Sequence[np.ndarray]) -> float:
+    """⟨dxs, us⟩ over all arrays."""
+    return sum(inner(dx, u) for dx, u in zip(dxs, us, strict=True))
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:
@@ -346,21 +358,18 @@ def flat(result: tuple[Sequence[Any], Sequence[Any]]) -> Arrays:
 
 def spread(noise: Sequence[Any]) -> np.ndarray:
     """How far many roundings may take what these samples of noise have moved."""
-    samples = np.abs(np.stack(noise))
-    return 2 * _rms(samples, axis=0) + samples.max(axis=0)
+    return _spreads([sample] for sample in noise)[0]
 
 
-def _spreads(samples: Iterable[Arrays]) -> Arrays:
+def _spreads(samples: Iterable[Sequence[Any]]) -> Arrays:
     """`spread` of each array of many samples, one sample at a time."""
-    squares: list[Any] = []
-    largest: list[Any] = []
-    count = 0
-    for sample in samples:
+    sizes = (list(map(np.abs, sample)) for sample in samples)
+    length = largest = next(sizes)
+    count = 1
+    for size in sizes:
+        length, largest = list(map(np.hypot, length, size)), list(map(np.maximum, largest, size))
         count += 1
-        sizes = list(map(np.abs, sample))
-        squares = [a + b**2 for a, b in zip(squares, sizes, strict=True)] if squares else [b**2 for b in sizes]
-        largest = list(map(np.maximum, largest, sizes)) if largest else sizes
-    return [2 * np.sqrt(a / count) + b for a, b in zip(squares, largest, strict=True)]
+    return [2 * a / math.sqrt(count) + b for a, b in zip(length, largest, strict=True)]
 
 
 def _roughness(errors: Arrays, noise: Arrays, dtype: Any) -> float:

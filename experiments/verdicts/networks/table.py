@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from experiments.verdicts.bench import confusion
 from experiments.verdicts.networks.right import RIGHT
 from experiments.verdicts.networks.trial import Gain, Outcome, trial
 from experiments.verdicts.networks.wrong import WRONG
@@ -72,27 +73,6 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def confusion(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """For each judge and class of dtypes: how many wrong networks were rejected, and right ones accepted."""
-    rows = []
-    for judge in dict.fromkeys(o.judge for o in found):
-        for name, dtypes in (("float32", ("float32",)), ("16 bits", ("bfloat16", "float16"))):
-            own = [o for o in found if o.judge == judge and o.dtype in dtypes]
-            wrong, right = [o for o in own if not o.right], [o for o in own if o.right]
-            rows.append(
-                {
-                    "judge": judge,
-                    "dtypes": name,
-                    "wrong": len(wrong),
-                    "wrong rejected": sum(o.ok is False for o in wrong),
-                    "right": len(right),
-                    "right accepted": sum(o.ok is True for o in right),
-                    "no verdict": sum(o.ok is None for o in own),
-                }
-            )
-    return rows
-
-
 def margins(found: Sequence[Outcome]) -> dict[str, Any]:
     """How near `jaxconv.check` came to a mistake, in bounds: the largest error of a right network, by kind of evidence,
     and the smallest of a wrong one, each with its network."""
@@ -117,12 +97,10 @@ def mistakes(found: Sequence[Outcome]) -> dict[str, list[str]]:
     wrongly: dict[str, list[str]] = {}
     for o in found:
         own = wrongly.setdefault(o.judge, [])
-        if o.ok is not o.right:
+        if o.accepted is not o.right:
             size = "" if o.gain is None else f" (fault {o.gain.fault:.2g}, {o.gain.excess:.2g} × rounding)"
-            about = f": {o.worst}" if o.worst else ""
-            own.append(
-                f"{'right' if o.right else 'wrong'}, {said[o.ok]}: {o.name}, {o.dtype}, seed {o.seed}{size}{about}"
-            )
+            about, verdict = f": {o.worst}" if o.worst else "", said[o.accepted]
+            own.append(f"{'right' if o.right else 'wrong'}, {verdict}: {o.name}, {o.dtype}, seed {o.seed}{size}{about}")
     return {judge: sorted(own) for judge, own in wrongly.items()}
 
 
@@ -134,7 +112,7 @@ def summary(found: Sequence[Outcome]) -> dict[str, Any]:
             "wrong": len({(o.name, o.dtype) for o in found if not o.right}),
             "seeds": len({o.seed for o in found}),
         },
-        "confusion": confusion(found),
+        "confusion": confusion(found, ("float32",)),
         "seconds": {j: round(statistics.median(o.seconds for o in found if o.judge == j), 2) for j in judges},
         "margins": plain(margins(found)),
         "mistakes": mistakes(found),

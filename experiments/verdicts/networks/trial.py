@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxconv
 from experiments.verdicts.case import Case
-from experiments.verdicts.judges import JUDGES, setting
+from experiments.verdicts.judges import JUDGES, SAID, setting
 from experiments.verdicts.networks.network import Network, sound
 
 
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     """What one judge says of one network, dtype and seed.
 
     Attributes:
-      ok: whether it accepts the gradient; None where it has no word on it.
+      accepted: whether it accepts the gradient; None where it has no word on it.
       kinds: of `jaxconv.check`, each kind of evidence with verdict and error in bounds.
       worst: its worst finding, or what went wrong.
       gain: of a wrong network, how large the fault is.
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
     seed: int
     right: bool
     judge: str
-    ok: bool | None
+    accepted: bool | None
     seconds: float
     kinds: dict[str, tuple[str, float]]
     worst: str
@@ -116,11 +116,9 @@ def _same(arguments: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
 
 
 def examined(report: Any) -> tuple[bool | None, dict[str, tuple[str, float]], str]:
-    """Right, wrong, or neither where nothing is wrong but the report does not say right; by kind; the worst finding."""
+    """Whether it is accepted, None if undecided; verdict and error by kind; the worst finding."""
     kinds = {e.name: (e.verdict, float(f"{e.ratio:.3g}")) for e in report.evidence}
-    wrong = any(verdict == "wrong" for verdict, _ in kinds.values())
-    ok = False if wrong else True if report.ok else None
     findings = [(f, e.name) for e in report.evidence if e.verdict == "wrong" for f in e.findings]
     worst, kind = max(findings, key=lambda f: f[0].ratio, default=(None, ""))
     others = "; ".join(f"{name}: {verdict}" for name, (verdict, _) in kinds.items() if verdict != "ok")
-    return ok, kinds, f"{kind}: {worst}" if worst else others
+    return SAID[report.verdict], kinds, f"{kind}: {worst}" if worst else others
