@@ -35,3 +35,10 @@ def _forget_compiled_programs():
     """Hundreds of small programs a module: keep memory flat."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def as_a_user():
+    """JAX's defaults, with which scripts run and instruments are used, instead of the strict settings of the tests."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

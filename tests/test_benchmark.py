@@ -32,11 +32,7 @@ PEERS = rows.installed()
 TINY = Conv(2, (6, 6), 2, 3, 3)
 
 
-@pytest.fixture(autouse=True)
-def _as_a_user() -> Iterator[None]:
-    """The scripts run with JAX's defaults, not with the strict settings of the tests."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def columns_of(row: Row, dtype: str = "float32") -> set[str]:

@@ -19,10 +19,7 @@ from jaxconv.gradcheck import KINDS, Report
 FAST = ("vmap", "jit")  # kinds that cost a compilation each and are not the point of most tests
 
 
-@pytest.fixture(autouse=True)
-def _as_users_are() -> Any:
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:

@@ -25,10 +25,7 @@ SLOW = ("adjoint", "zeros", "linearity", "vmap", "jit", "determinism")
 Rule = Callable[[Any, Any, Geometry], Any]
 
 
-@pytest.fixture(autouse=True)
-def _as_users_are() -> Any:
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

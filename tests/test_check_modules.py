@@ -17,10 +17,7 @@ import jaxconv
 FAST = ("vmap", "jit", "zeros", "linearity")
 
 
-@pytest.fixture(autouse=True)
-def _as_users_are() -> Any:
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -27,11 +27,7 @@ QUIET = Console(quiet=True)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture(autouse=True)
-def _as_a_user() -> Any:
-    """The scripts run with JAX's defaults, not with the strict settings of the tests."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def small(**changes: Any) -> train.Config:
