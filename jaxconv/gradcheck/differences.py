@@ -39,8 +39,7 @@ def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
         elif ratio <= 1 or not math.isfinite(slope + allowed):
             worst = max(worst, ratio if ratio <= 1 else 0)
             lost += 16 * error < abs(slope) < 10 * unlike < math.inf and not kinked
-        elif kinked and kinked >= 0.1 * abs(value - slope):
-            text = f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
+        elif text := _kink(t, us, sides, abs(value - slope)):
             found = finding_of(where, value, slope, allowed, t.xs[i or 0].dtype, text)
             kinks.append(replace(found, kink=True, **alone))
         else:
@@ -59,6 +58,19 @@ def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
         verdict = "wrong" if verdict == "wrong" else "undecided"
     undecided = tuple(_unmeant(t, cuts, cut)) if verdict == "undecided" else ()
     return Evidence("differences", verdict, about, worst, shown, undecided)
+
+
+def _kink(t: Trial, us: Arrays, sides: tuple[float, float] | None, error: float) -> str:
+    """What jumps, if an error along a direction may be a convention's at a kink; nothing if it may not.
+
+    The jumps of many entries may cancel in the sum of all, and the slope is then the same to both sides.
+    """
+    if sides and abs(sides[0] - sides[1]) >= 0.1 * error:
+        return f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
+    if not t.yardstick.reverse:
+        return ""
+    jumps = along(t.yardstick.kinks(t.xs, t.gs[0], t.rng), list(map(np.abs, us)))
+    return f"Around it, the gradients of the entries jump by {jumps:.6g} in all." if jumps >= 0.1 * error else ""
 
 
 def _unmeant(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> list[str]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.problem import gradient, said, wide
+from jaxconv.gradcheck.problem import compiled, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
 from jaxconv.gradcheck.yardstick import in_float64, inner, known, least, ratios, size
@@ -40,7 +40,7 @@ def forward(t: Trial) -> Evidence:
     worst, findings = 0.0, []
     for how, ys in (
         ("under differentiation", t.compiled(t.xs, t.gs[0])[0]),
-        ("alone", jax.jit(t.problem.f)(t.xs)),
+        ("alone", compiled(t.problem.f)(t.xs)),
     ):
         for i, (y, want, bound) in enumerate(zip(map(wide, ys), exact, bounds, strict=True)):
             ratio = ratios(y, want, bound, t.problem.ys[i].dtype)
@@ -119,7 +119,7 @@ def adjoint(t: Trial) -> Evidence:
 
     us = [(size(wide(x)) * t.rng.standard_normal(x.shape)).astype(x.dtype) for x in t.xs]
     try:
-        along, whose = jax.jit(forward_mode(t.problem.f))(list(t.xs), us), "f's own forward mode"
+        along, whose = compiled(forward_mode(t.problem.f))(list(t.xs), us), "f's own forward mode"
     except Exception:
         exact = in_float64(forward_mode(functools.partial(t.problem.plain, floats=jnp.float64)))
         try:
@@ -177,7 +177,7 @@ def zeros(t: Trial) -> Evidence:
     comparisons = [Comparison(t.gradient(nothing), none, [(t.xs, nothing)], times=0)]
     outputs = t.few() if len(gs) > MANY else range(len(gs))
     for k in outputs if len(gs) > 1 else ():  # the other results' cotangents are symbolic zeros
-        part = jax.jit(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
+        part = compiled(gradient(lambda xs, k=k: (t.problem.f(xs)[k],)))(t.xs, [gs[k]])[1]
         alone = [g if i == k else np.zeros_like(g) for i, g in enumerate(gs)]
         _, exact = t.yardstick.exact(t.xs, alone)
         comparisons.append(Comparison(part, exact, [(t.xs, alone)]))
@@ -190,7 +190,7 @@ def zeros(t: Trial) -> Evidence:
             return gradient(lambda x: of(*x))([xs[i]], gs)[1][0]
 
         few = t.few()
-        parts = jax.jit(lambda xs: [one(i, xs) for i in few])(t.xs)
+        parts = compiled(lambda xs: [one(i, xs) for i in few])(t.xs)
         got = [parts[few.index(i)] if i in few else dx for i, dx in enumerate(dxs)]
         comparisons.append(Comparison(got, dxs, [(t.xs, gs)]))
     return t.judge("zeros", "zero cotangents; each result, and each argument, differentiated alone", comparisons)
@@ -209,8 +209,8 @@ def vmap(t: Trial) -> Evidence:
         return jax.vmap(lambda x: t.problem.f([x, *shared]))(pair)
 
     try:
-        together = jax.jit(jax.vmap(gradient(t.problem.f)))(stacked, cotangents)[1]
-        got = jax.jit(gradient(batched))(shared, cotangents)[1] if shared else []
+        together = compiled(jax.vmap(gradient(t.problem.f)))(stacked, cotangents)[1]
+        got = compiled(gradient(batched))(shared, cotangents)[1] if shared else []
     except Exception as error:
         return Evidence("vmap", "skipped", f"f has no vmap: {said(error)}")
     at = list(zip(points, t.gs, strict=False))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from jaxconv.transforms import Program, contains, has_rules, is_opaque, trace
 
@@ -31,6 +31,28 @@ def gradient(call: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
         return list(ys), list(back(tuple(map(jnp.asarray, gs))))
 
     return both
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of pytrees of arrays, compiled apart from the arrays it closes over.
+
+    So the programs of one network are those of its twin with other data, and JAX's compilation cache has them; nor does
+    XLA fold constants as large as a data set.
+    """
+    programs: dict[Any, tuple[Callable[..., Any], Sequence[Any], Any]] = {}
+
+    def call(*operands: Any) -> Any:
+        leaves, tree = jax.tree.flatten(operands)
+        key = (tree, *((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
+        if key not in programs:
+            closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
+            apart = closed.jaxpr.replace(constvars=[], invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
+            run = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ())))
+            programs[key] = run, closed.consts, jax.tree.structure(shapes)
+        run, consts, results = programs[key]
+        return jax.tree.unflatten(results, run(*consts, *leaves))
+
+    return call
 
 
 class Problem(NamedTuple):
@@ -200,7 +222,7 @@ def finite(function: str, p: Problem) -> list[np.ndarray]:
     for path, x in zip(p.paths, p.xs, strict=True):
         if count := int((~np.isfinite(wide(x))).sum()):
             raise ValueError(f"{function}: {path} must be finite, but {count} of {x.size} entries are not.")
-    ys = list(map(wide, jax.jit(p.f)(p.xs)))
+    ys = list(map(wide, compiled(p.f)(p.xs)))
     if count := sum(int(np.isnan(y).sum()) for y in ys):
         raise ValueError(f"{function}: {p.name}(*args) must be a number everywhere, but {count} entries are NaN.")
     return [np.isfinite(y) for y in ys]

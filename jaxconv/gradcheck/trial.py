@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.laboratory import Laboratory
-from jaxconv.gradcheck.problem import Problem, gradient, wide
+from jaxconv.gradcheck.problem import Problem, compiled, gradient, wide
 from jaxconv.gradcheck.report import Evidence, Finding
 from jaxconv.gradcheck.slope import differentiator
 from jaxconv.gradcheck.where import where as place
@@ -55,7 +54,7 @@ class Trial:
 
     def __init__(self, problem: Problem, yardstick: Yardstick, rng: np.random.Generator) -> None:
         self.problem, self.yardstick, self.rng = problem, yardstick, rng
-        self.compiled = jax.jit(gradient(problem.f))
+        self.compiled = compiled(gradient(problem.f))
         self.xs, self.gs = problem.xs, yardstick.gs
         self.slopes = differentiator(problem)
         self.suspects: set[tuple[int, tuple[int, ...]]] = set()

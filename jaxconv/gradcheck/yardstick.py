@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.gradcheck.problem import Problem, gradient, wide
+from jaxconv.gradcheck.problem import Problem, compiled, gradient, wide
 from jaxconv.gradcheck.rounding import rounded
 
 # How many roundings each rounding is made into, and the most that may be relative to the value.
@@ -63,11 +63,11 @@ Arrays = list[np.ndarray]
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled with 64-bit floats; float64 NumPy arrays in and out."""
-    compiled = jax.jit(function)
+    run = compiled(function)
 
     def call(*operands: Any) -> Any:
         with jax.enable_x64(True), _device():
-            return jax.tree.map(np.asarray, compiled(*jax.tree.map(np.asarray, operands)))
+            return jax.tree.map(np.asarray, run(*jax.tree.map(np.asarray, operands)))
 
     return call
 
@@ -99,7 +99,7 @@ class Yardstick:
         exact = in_float64(gradient(functools.partial(problem.plain, floats=jnp.float64)))
         self._exact = exact if reverse else functools.partial(self._noisy, 0.0, np.uint64(0))
         self.truth = [self.exact(problem.xs, gs) for gs in self.gs]
-        self._errors = self._own_errors(jax.jit(plain))
+        self._errors = self._own_errors(compiled(plain))
         self._amplitude, self._noise, self._rough = self._calibrated()
 
     def _with_noise(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,10 +6,13 @@ import json
 import math
 import multiprocessing
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from experiments.verdicts.bench import confusion
 from experiments.verdicts.networks.right import RIGHT
@@ -43,13 +46,23 @@ def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list
     done = [[known[(*task[:4], judge)] for judge in task[4] if (*task[:4], judge) in known] for task in todo]
     yield from filter(None, done)
     todo = [task for task, found in zip(todo, done, strict=True) if len(found) < len(task[4])]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), share, (cache,)) as pool,
+    ):
         for future in as_completed([pool.submit(perform, task) for task in todo]):
             found = future.result()
             if log:
                 with log.open("a") as file:
                     file.writelines(json.dumps(plain(o._asdict()), ensure_ascii=False) + "\n" for o in found)
             yield found
+
+
+def share(cache: str) -> None:
+    """Compile every program once for all processes and seeds."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def recorded(log: Path) -> dict[tuple[Any, ...], Outcome]:
