@@ -308,6 +308,20 @@ def test_a_kink_is_not_wrong(at_zero: float) -> None:
         assert "One-sided differences are" in report["differences"].findings[0].hint
 
 
+def test_jumps_may_cancel_along_a_direction() -> None:
+    """As in a residual block whose last scale starts at 0: each entry jumps, and their sum has one slope, 3. Not 0."""
+
+    def f(x: Any) -> Any:
+        ahead, behind = jax.nn.relu(x), jax.nn.relu(-x)
+        return 2 * ahead[0] - behind[0] + ahead[1] - 2 * behind[1]
+
+    for x in (jnp.zeros(2), jnp.array([0.0, 0.0, 1.0])):  # rounded arguments are tied there too
+        report = jaxconv.check(f, x)
+        assert report.ok and report["differences"].verdict == "kink" and report["ties"].verdict in ("ok", "skipped")
+        assert any("the gradients of the entries jump by" in f.hint for f in report["differences"].findings)
+        assert not jaxconv.check(ruled(f, lambda d: (d + 20,)), x, skip=FAST).ok
+
+
 def test_a_tie_may_be_broken_but_not_paid_twice() -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6, 2)), jnp.float32)
 

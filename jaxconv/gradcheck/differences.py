@@ -13,7 +13,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
-from jaxconv.gradcheck.yardstick import Arrays, along, size
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, size
 
 
 def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
@@ -70,7 +70,7 @@ def _kink(t: Trial, us: Arrays, sides: tuple[float, float] | None, error: float)
     if not t.yardstick.reverse:
         return ""
     jumps = along(t.yardstick.kinks(t.xs, t.gs[0], t.rng), list(map(np.abs, us)))
-    return f"Around it, the gradients of the entries jump by {jumps:.6g} in all." if jumps >= 0.1 * error else ""
+    return f"Around it, the gradients of the entries jump by {jumps:.6g} in all." if CONVENTION * jumps >= error else ""
 
 
 def _unmeant(t: Trial, cuts: Collection[str], cut: Sequence[int | None]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import compiled, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
-from jaxconv.gradcheck.yardstick import in_float64, inner, known, least, ratios, size
+from jaxconv.gradcheck.yardstick import CONVENTION, in_float64, inner, known, least, ratios, size
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -102,7 +102,7 @@ def _as_a_whole(t: Trial, i: int, comparisons: Sequence[Comparison]) -> Iterator
         if abs(off) <= t.yardstick.as_a_whole(i, want):
             continue
         jumps = inner(t.yardstick.kinks(t.xs, t.gs[k], t.rng)[i], np.abs(unit)) / inner(want, unit)
-        bound = t.yardstick.as_a_whole(i, want, t.gs[k]) + jumps
+        bound = t.yardstick.as_a_whole(i, want, t.gs[k]) + CONVENTION * jumps
         if not abs(off) <= bound:
             path, size = t.problem.paths[i], t.xs[i].size
             where = f"all of {path}, as a multiple of what it should be,"

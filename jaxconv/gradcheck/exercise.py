@@ -17,7 +17,7 @@ from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
-from jaxconv.gradcheck.yardstick import Arrays, along, size
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, size
 from jaxconv.transforms import equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
@@ -35,8 +35,7 @@ def ties(t: Trial) -> Evidence:
 
     Arguments are rounded to a few values. Along directions that move all entries of an argument alike or in proportion,
     ties stay ties, and the slope is what all who share one receive together. A direction that undoes ties crosses
-    kinks, whose jumps may cancel in the sum of all: where automatic differentiation does not give the slope either, as
-    much is allowed.
+    kinks, whose jumps may cancel in the sum of all.
     """
     name, skipped = "ties", "f makes no choice that rounded arguments could tie"
     if not any(_chooses(eqn) for eqn in equations(t.problem.jaxpr)):
@@ -50,26 +49,27 @@ def ties(t: Trial) -> Evidence:
     if not any(j.any() for j in jumps):
         return Evidence(name, "skipped", "no tie came of rounded arguments")
     got = list(map(wide, t.gradient(gs, point)))
-    noise, exact = t.yardstick.noise_at(point, gs), t.yardstick.exact(point, gs)[1]
+    noise = t.yardstick.noise_at(point, gs)
     worst, findings, count = 0.0, [], 0
     for where, i, us in _keeping(t, at):
         value, bound, count = along(got, us), t.yardstick.along(us, noise), count + 1
         slope, error, sides = t.slopes(at, gs, us, bound, value)
         bound += 4 * error
-        crossed = abs(along(exact, us) - slope) if t.yardstick.reverse else 0.0
-        crossed = crossed if crossed > bound else 0.0
         if not math.isfinite(slope + bound):
             continue
         if sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
             # A kink along this direction too: any convention lies between its sides.
             slope = float(np.clip(value, min(sides), max(sides)))
             bound += along([j * np.sign(u) for j, u in zip(jumps, us, strict=True)], us)
-        ratio = in_bounds(max(0.0, abs(value - slope) - crossed), bound)
+        if (ratio := in_bounds(abs(value - slope), bound)) > 1:
+            crossed = CONVENTION * t.yardstick.crossed(at, gs, us)
+            ratio = in_bounds(max(0.0, abs(value - slope) - crossed), bound)
         worst = max(worst, ratio)
         if ratio > 1:
             hint = "All that share a tie receive together what one of them would."
             hint = suspects.paid_twice(t, i, got[i], gs, point) or hint
             found = replace(finding_of(where, value, slope, bound, t.xs[i].dtype), hint=hint)
+            exact = t.yardstick.exact(point, gs)[1]
             findings.append(t.located(i, found, np.abs(got[i] - exact[i]) > t.yardstick.bounds(exact)[i]))
     about = f"slopes along {count} directions that keep ties, with arguments rounded to a few values"
     return Evidence(name, "wrong" if findings else "ok", about, worst, tuple(findings[:3]))

@@ -52,6 +52,8 @@ AMPLITUDE, _LOUDEST = 4.0, 2.0**-4
 _ROUGH = 4.0
 # How much more an entry may err than automatic differentiation was seen to err at it.
 SPREAD = 16.0
+# How much farther than a gradient jumps across a kink a convention at it may lie.
+CONVENTION = 4.0
 # From how many entries on a function is large. Of a small and of a large one: noisy runs, cotangents, and noisy runs at
 # a point where something seems wrong.
 LARGE = 100_000
@@ -291,6 +293,11 @@ class Yardstick:
             self._kinks[key] = jumps
         return self._kinks[key]
 
+    def crossed(self, xs: Sequence[Any], gs: Sequence[Any], us: Arrays) -> float:
+        """By how much ⟨the gradient, u⟩ jumps along u, were all entries to jump alike; 0 if u keeps all ties."""
+        far, near = (self._across(xs, gs, [by * u for u in us]) for by in (2.0**-30, 2.0**-36))
+        return along([np.where(n > f / 2, n, 0) for f, n in zip(far, near, strict=True)], list(map(np.abs, us)))
+
     def _across(self, xs: Sequence[Any], gs: Sequence[Any], steps: Arrays) -> Arrays:
         (_, ahead), (_, behind) = (
             self.exact([wide(x) + sign * s for x, s in zip(xs, steps, strict=True)], gs) for sign in (1, -1)
@@ -323,7 +330,7 @@ def ratios(got: np.ndarray, want: np.ndarray, bound: np.ndarray, dtype: Any) -> 
 
 def at_kink(got: np.ndarray, want: np.ndarray, jumps: np.ndarray) -> np.ndarray:
     """Where a number differs from the truth by no more than the gradient jumps there: any convention has a point."""
-    return np.isfinite(got) & (jumps >= 0.25 * np.abs(got - want))
+    return np.isfinite(got) & (CONVENTION * jumps >= np.abs(got - want))
 
 
 def known(exact: np.ndarray, dtype: Any) -> np.ndarray:
