@@ -1,0 +1,133 @@
+"""Whatever a reader may run is run here: docstring examples, the README's program, and what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxconv
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Pages for several devices, which a process has from its start or not at all.
+APART = [ROOT / "docs" / f"{name}.md" for name in ("sharding", "privacy")]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
+PUBLIC = sorted(name for name in jaxconv.__all__ if not inspect.ismodule(getattr(jaxconv, name)))
+DOCUMENTED = {
+    **{name: getattr(jaxconv, name) for name in PUBLIC},
+    **{f"binding.{name}": getattr(jaxconv.binding, name) for name in jaxconv.binding.__all__},
+}
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    if name == "jaxconv.comparison.race":  # counts the operations of compiled programs
+        command = [sys.executable, "-m", "doctest", "-o", "NORMALIZE_WHITESPACE", "jaxconv/comparison/race.py"]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, check=True, timeout=300)
+        return
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_function_has_an_example_its_errors_and_its_source(name: str) -> None:
+    doc = inspect.getdoc(DOCUMENTED[name]) or ""
+    if inspect.isclass(DOCUMENTED[name]):
+        assert "Args:" in doc
+        return
+    assert ">>> " in doc and "Source:" in doc, f"{name} lacks an example or its source"
+    refers = re.search(r"Args, Returns and Raises are those of `(\w+)`", doc)
+    assert refers or all(f"{part}:" in doc for part in ("Args", "Returns", "Raises")), name
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_readme_prints_what_its_comments_say(code: str) -> None:
+    printed = io.StringIO()
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        contextlib.redirect_stdout(printed),
+    ):
+        exec(compile(code, "README.md", "exec"), {})
+    promised = [
+        line.split("# ", 1)[1]
+        for line in code.splitlines()
+        if "print(" in line and "# " in line
+        for _ in range(4 if line.startswith("    ") else 1)  # the loop over four rule sets
+    ]
+    if "print(report)" in code:
+        lines = iter(digitless(printed.getvalue()))
+        (report,) = blocks("text")
+        assert all(line in lines for line in digitless(report) if line != ["…"]), "the report, in this order"
+    else:
+        assert promised and printed.getvalue().splitlines() == promised
+
+
+def digitless(report: str) -> list[list[str]]:
+    """The words of each line; the figures differ between machines."""
+    return [re.sub(r"-?[0-9][0-9.]*(e[+-][0-9]+)?", "#", line).split() for line in report.splitlines()]
+
+
+def test_the_readme_names_every_public_function() -> None:
+    missing = [n for n in PUBLIC if f"`{n}`" not in README and n not in README and not n.startswith("conv_transpose_")]
+    assert missing == []
+
+
+def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:
+    commands = blocks("bash")
+    assert len(commands) == 2 and all(len(c.strip().splitlines()) == 1 for c in commands)
+    train, test = commands
+    assert train.strip().endswith("-m experiments.train") and "pytest" in test
+    assert all("-m venv" in c and "pip install" in c for c in commands)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert links and all((page.parent / link).exists() for link in links)
+
+
+def promised(code: str) -> list[str]:
+    return [line.split("  # ", 1)[1] for line in code.splitlines() if line.lstrip().startswith("print(")]
+
+
+@pytest.mark.parametrize("page", APART, ids=lambda page: page.name)
+def test_a_page_in_a_process_of_its_own_prints_what_its_comments_say(page: Path) -> None:
+    code = "\n".join(blocks("python", page.read_text()))
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert promised(code) and done.stdout.splitlines() == promised(code)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in APART], ids=lambda page: page.stem)
+def test_a_page_prints_what_its_comments_say(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    session: dict[str, object] = {}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for code in blocks("python", page.read_text()):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, page.name, "exec"), session)
+            # A matrix is printed over several lines, in the comment on one.
+            assert printed.getvalue().replace("\n ", " ").splitlines() == promised(code)
+    drawn = re.findall(r'\.figure\("(.*?)"\)', page.read_text())
+    assert all((tmp_path / name).stat().st_size > 0 for name in drawn)

@@ -1,0 +1,174 @@
+"""The building blocks: an op of one's own, from its parts, under every value of `rules=` and every transformation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxconv
+from jaxconv import binding
+from jaxconv.rules import rotated
+from tests.support.cases_ops import ALL_RULES, assert_close
+
+MINE = jaxconv.ConvRules(rotated.input_grad, rotated.kernel_grad)
+
+
+# A non-linear op: scale · x² where a mask allows it. Each part can say when it runs.
+
+
+def square(calls: list[str] | None = None, cotangents: Callable[..., Any] | None = None) -> binding.Rule:
+    def ran(part: str) -> None:
+        if calls is not None:
+            calls.append(part)
+
+    def primal(scale: float, x: jax.Array, mask: jax.Array) -> jax.Array:
+        ran("primal")
+        return jnp.where(mask, scale * x * x, 0)
+
+    def forward(scale: float, x: jax.Array, mask: jax.Array) -> Any:
+        ran("forward")
+        return jnp.where(mask, scale * x * x, 0), (x, mask)
+
+    def slope(scale: float, saved: Any) -> jax.Array:
+        x, mask = saved
+        return jnp.where(mask, 2 * scale * x, 0)
+
+    def tangent(scale: float, saved: Any, t: Any, _: Any) -> jax.Array:
+        ran("tangent")
+        return slope(scale, saved) * t
+
+    def cotangent(scale: float, saved: Any, g: jax.Array) -> Any:
+        ran("cotangent")
+        return cotangents(saved, g) if cotangents else (slope(scale, saved) * g, None)
+
+    return binding.Rule(primal, forward, tangent, cotangent)
+
+
+X, MASK = jnp.arange(1.0, 7.0).reshape(3, 2), jnp.array([[True, False], [True, True], [False, True]])
+RUNS = {
+    "textbook": ["forward", "cotangent"],
+    "rotated": ["forward", "cotangent"],
+    "fast": ["forward", "tangent"],
+    "autodiff": ["primal"],
+    MINE: ["forward", "tangent"],
+}
+
+
+@pytest.mark.parametrize("rules", RUNS, ids=lambda rules: rules if isinstance(rules, str) else "ConvRules")
+def test_rules_say_which_parts_of_a_non_linear_op_make_its_gradient(rules: Any) -> None:
+    calls: list[str] = []
+    rule = square(calls)
+    dx = jax.grad(lambda x: binding.apply(rules, rule, 3.0, x, MASK).sum())(X)
+    np.testing.assert_array_equal(dx, np.where(MASK, 6 * X, 0))
+    assert calls[-len(RUNS[rules]) :] == RUNS[rules]
+
+
+def test_a_non_linear_op_has_every_mode_under_fast() -> None:
+    rule = square()
+
+    def f(x: jax.Array, rules: str = "fast") -> jax.Array:
+        return binding.apply(rules, rule, 3.0, x, MASK)
+
+    along = jnp.sin(X)
+    for transform in (
+        lambda f: jax.jacfwd(f)(X),
+        lambda f: jax.hessian(lambda x: (f(x) ** 2).sum())(X),
+        lambda f: jax.jvp(jax.grad(lambda x: (f(x) ** 3).sum()), (X,), (along,)),
+        lambda f: jax.jit(jax.vmap(jax.grad(lambda x: f(x).sum())))(jnp.stack([X, 2 * X])),
+        lambda f: jax.grad(lambda x: jax.lax.scan(lambda c, _: (f(c) / 9, None), x, length=3)[0].sum())(X),
+    ):
+        assert_close(transform(f), transform(lambda x: f(x, "autodiff")))
+
+
+def test_without_hand_written_rules_only_the_value_is_left() -> None:
+    wrong = square(cotangents=lambda saved, g: (0 * g, None))
+    f = lambda x: binding.apply("rotated", wrong, 3.0, x, MASK).sum()  # noqa: E731
+    assert not jax.grad(f)(X).any()
+    np.testing.assert_array_equal(jax.grad(jaxconv.automatic(f))(X), np.where(MASK, 6 * X, 0))
+
+
+# A linear map: a few elements, from where an integer says.
+
+
+def _take(x: jax.Array, start: jax.Array, static: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, static)
+
+
+def _put(g: jax.Array, start: jax.Array, static: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(6, g.dtype), g, start, 0)
+
+
+PART = binding.linear_pair("part", _take, _put)
+LINE, START = jnp.arange(6.0), jnp.int32(2)
+
+
+@pytest.mark.parametrize("rules", [*ALL_RULES, MINE], ids=lambda r: r if isinstance(r, str) else "ConvRules")
+def test_a_linear_map_and_its_transpose_are_each_others_gradient(rules: Any) -> None:
+    def there(x: jax.Array) -> jax.Array:
+        return binding.linear(rules, PART, 3, x, START)
+
+    def back(g: jax.Array) -> jax.Array:
+        return binding.linear(rules, PART.transposed, 3, g, START)
+
+    np.testing.assert_array_equal(there(LINE), [2, 3, 4])
+    np.testing.assert_array_equal(back(jnp.ones(3)), [0, 0, 1, 1, 1, 0])
+    g, d = jnp.array([1.0, 2, 3]), jnp.arange(6.0) ** 2
+    np.testing.assert_array_equal(jax.grad(lambda x: (g * there(x)).sum())(LINE), [0, 0, 1, 2, 3, 0])
+    np.testing.assert_array_equal(jax.grad(lambda g: (d * back(g)).sum())(g), [4, 9, 16])
+    batched = jax.vmap(jax.grad(lambda x: (g * there(x)).sum()))(jnp.stack([LINE, LINE]))
+    np.testing.assert_array_equal(batched, [[0, 0, 1, 2, 3, 0]] * 2)
+
+
+def test_the_transpose_that_was_written_is_what_runs() -> None:
+    twice = binding.linear_pair("twice", _take, lambda g, start, static: 2 * _put(g, start, static))
+    for rules, factor in (("fast", 2), ("rotated", 2), ("textbook", 2), ("autodiff", 1)):
+        dx = jax.grad(lambda x, rules=rules: binding.linear(rules, twice, 3, x, START).sum())(LINE)
+        np.testing.assert_array_equal(dx, factor * np.array([0, 0, 1, 1, 1, 0]))
+
+
+def test_a_linear_map_has_every_mode_under_fast() -> None:
+    f = lambda x, rules="fast": binding.linear(rules, PART, 3, x, START)  # noqa: E731
+    np.testing.assert_array_equal(jax.jacfwd(f)(LINE), np.eye(6)[2:5])
+    np.testing.assert_array_equal(jax.jacrev(f)(LINE), np.eye(6)[2:5])
+    np.testing.assert_array_equal(jax.linear_transpose(f, LINE)(jnp.ones(3))[0], [0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(jax.hessian(lambda x: (f(x) ** 2).sum())(LINE), 2 * np.diag([0, 0, 1, 1, 1, 0]))
+    assert "jaxconv_part_transpose" in str(jax.make_jaxpr(jax.grad(lambda x: f(x).sum()))(LINE))
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
+    "binding.apply: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
+    "but is 'quick'.": (lambda: binding.apply("quick", square(), 1.0, X, MASK), ValueError),
+    "binding.linear: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
+    "but is None.": (lambda: binding.linear(None, PART, 3, LINE, START), ValueError),
+    "binding.apply: static must be hashable, but is [3]. Make it of tuples and numbers; an array is an operand.": (
+        lambda: binding.apply("fast", square(), [3], X, MASK),
+        TypeError,
+    ),
+    "binding.linear: static must be hashable, but is {}. Make it of tuples and numbers; an array is an operand.": (
+        lambda: binding.linear("autodiff", PART, {}, LINE, START),
+        TypeError,
+    ),
+    "binding.apply: rule.cotangent must return a tuple of one entry per operand, but 1 entries != 2.": (
+        lambda: jax.grad(
+            lambda x: binding.apply("rotated", square(cotangents=lambda s, g: (g,)), 1.0, x, MASK).sum()
+        )(X),
+        ValueError,
+    ),
+    "binding.linear_pair: transpose must be a function, but is None.": (
+        lambda: binding.linear_pair("part", _take, None),
+        TypeError,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_is_named(message: str) -> None:
+    call, error = MISTAKES[message]
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        call()
