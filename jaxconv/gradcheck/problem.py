@@ -47,8 +47,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in programs:
             closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
             apart = closed.jaxpr.replace(constvars=[], invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
-            run = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ())))
-            programs[key] = run, closed.consts, jax.tree.structure(shapes)
+            programs[key] = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ()))), closed.consts, jax.tree.structure(shapes)
         run, consts, results = programs[key]
         return jax.tree.unflatten(results, run(*consts, *leaves))
 
