@@ -31,7 +31,7 @@ OUTSIDE = {
     "per_example": {"jax", "numpy"},
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
-    "explanation": {"jax", "numpy", "matplotlib", "importlib", "json", "pathlib"},
+    "explanation": {"jax", "numpy", "matplotlib", "hashlib", "importlib", "io", "json", "pathlib", "re", "xml"},
     "commands": {
         *("jax", "jaxconv", "numpy"),
         *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading"),
