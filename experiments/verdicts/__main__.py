@@ -2,7 +2,7 @@
 
 Every wrong gradient of `wrong.py` and every right one of `right.py`, in each dtype where the error exceeds what the
 dtype itself does, goes before `jaxconv.check`, `jax.test_util.check_grads` and a comparison for a cotangent of ones.
-The outcome, with versions and date, is in `experiments/results/verdicts.json`; the README has the table.
+The outcome, with versions and date, is in `experiments/results/verdicts.json`; `docs/verdicts.md` has the table.
 
     python -m experiments.verdicts --jobs 2 --out experiments/results/verdicts.json
 

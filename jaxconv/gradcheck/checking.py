@@ -70,7 +70,7 @@ def check(
     | jit | compiled with eager |
     | determinism | two runs, bit by bit |
 
-    No tolerance is set by hand. How far rounding may take an entry is a property of the computation at this point: it
+    No tolerance is asked for. How far rounding may take an entry is a property of the computation at this point: it
     is measured by running automatic differentiation with noise in place of each rounding, and calibrated by what
     automatic differentiation errs by on this machine (`gradcheck/yardstick.py` derives it), so that a bfloat16 rule is
     held to what bfloat16 can do and a float64 one to what float64 can. Where the gradient jumps, as at ReLU's zero or a
