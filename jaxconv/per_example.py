@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxconv import forward, primitives
+from jaxconv import primitives
 from jaxconv.geometry import Geometry
 from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
+from jaxconv.windows import accumulator, padded, tap_slice, taps, wide
 
 # Equations that say in which order, shape, sign or precision the same numbers stand.
 _SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
@@ -101,8 +102,8 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     weights, loss = _weights(function, loss, params)
     weights = _own(weights, batch)
     _check_scalar(function, loss, weights, batch)
-    wide = any(w.dtype in (jnp.float64, jnp.complex128) for w in weights)
-    total = jnp.zeros(size, jnp.float64 if wide else jnp.float32)
+    doubled = any(w.dtype in (jnp.float64, jnp.complex128) for w in weights)
+    total = jnp.zeros(size, jnp.float64 if doubled else jnp.float32)
     if size == 0:
         return total
     for part in jax.vmap(functools.partial(_parts, function, loss, weights))(batch):
@@ -213,7 +214,7 @@ def _parts(function: str, loss: Callable[[Any, Any], Any], params: Any, example:
 
 
 def _square(a: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(forward.wide(jnp.abs(a))))
+    return jnp.sum(jnp.square(wide(jnp.abs(a))))
 
 
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -285,11 +286,9 @@ def _squared_norm(factors: Factors, gram: bool) -> jax.Array:
     geometry = factors.geometry
     with jax.numpy_dtype_promotion("standard"):  # δ may be wider than the kernel it meets
         common = jnp.promote_types(factors.x.dtype, factors.g.dtype)
-    product = functools.partial(
-        jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=forward.accumulator(common)
-    )
-    read = forward.padded(factors.x.astype(common), geometry)
-    slices = [forward.tap_slice(read, tap, geometry) for tap in forward.taps(geometry)]
+    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=accumulator(common))
+    read = padded(factors.x.astype(common), geometry)
+    slices = [tap_slice(read, tap, geometry) for tap in taps(geometry)]
     x = jnp.stack([_rows(a, geometry.layout.x, geometry) for a in slices], 2)  # (position, group, tap, channel)
     x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
     g = _rows(factors.g.astype(common), geometry.layout.y, geometry)

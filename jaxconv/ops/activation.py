@@ -12,9 +12,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
+from jaxconv.windows import wide
 
 
 def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Rule:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import as_array, check_rules, floating, known, number
+from jaxconv.windows import wide
 
 
 def _entropy_forward(_: None, logits: jax.Array, targets: jax.Array) -> Any:

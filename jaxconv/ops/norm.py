@@ -23,10 +23,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import accumulator, inverse_root, mean, wide
+from jaxconv.forward import inverse_root, mean
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
+from jaxconv.windows import accumulator, wide
 
 
 class _Over(NamedTuple):

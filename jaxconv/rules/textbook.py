@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv import forward
-from jaxconv.forward import accumulator, taps
 from jaxconv.geometry import Geometry, Layout
+from jaxconv.windows import accumulator, padded, tap_slice, taps
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
@@ -73,11 +72,11 @@ def conv(
     """y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]."""
     flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(x, w)
     x, kernel = _channels_last(x, geometry.layout.x), _channels_last(w, geometry.layout.w)
-    read = _grouped(forward.padded(x, flat), geometry.groups)
+    read = _grouped(padded(x, flat), geometry.groups)
     y = jnp.zeros((x.shape[0], *geometry.out, geometry.groups, kernel.shape[0] // geometry.groups), accumulator(dtype))
     for tap in taps(geometry):
         w_k = _kernel_at(kernel, tap, geometry)
-        y += jnp.einsum("n...gc,goc->n...go", forward.tap_slice(read, tap, flat), w_k,
+        y += jnp.einsum("n...gc,goc->n...go", tap_slice(read, tap, flat), w_k,
                         precision=precision, preferred_element_type=y.dtype)  # fmt: skip
     return _restored(_merged(y), geometry.layout.y).astype(dtype)
 
@@ -93,7 +92,7 @@ def input_grad(
     g, kernel = _channels_last(g, geometry.layout.y), _channels_last(w, geometry.layout.w)
     x = jax.ShapeDtypeStruct((g.shape[0], *geometry.spatial, kernel.shape[-1] * geometry.groups), accumulator(dtype))
     delta = _grouped(g, geometry.groups)
-    dx = jnp.zeros(jax.eval_shape(lambda x: forward.padded(x, flat), x).shape, x.dtype)
+    dx = jnp.zeros(jax.eval_shape(lambda x: padded(x, flat), x).shape, x.dtype)
     for tap in taps(geometry):
         w_k = _kernel_at(kernel, tap, geometry)
         sent = jnp.einsum("n...go,goc->n...gc", delta, w_k, precision=precision, preferred_element_type=x.dtype)
@@ -120,10 +119,10 @@ def kernel_grad(
     """
     flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(x, g)
     x, g = _channels_last(x, geometry.layout.x), _channels_last(g, geometry.layout.y)
-    read, delta = _grouped(forward.padded(x, flat), geometry.groups), _grouped(g, geometry.groups)
+    read, delta = _grouped(padded(x, flat), geometry.groups), _grouped(g, geometry.groups)
     dw = jnp.zeros((g.shape[-1], *geometry.taps, x.shape[-1] // geometry.groups), accumulator(dtype))
     for tap in taps(geometry):
-        dw_k = jnp.einsum("n...gc,n...go->goc", forward.tap_slice(read, tap, flat), delta,
+        dw_k = jnp.einsum("n...gc,n...go->goc", tap_slice(read, tap, flat), delta,
                           precision=precision, preferred_element_type=dw.dtype)  # fmt: skip
         dw = dw.at[:, *_tap_of(tap, geometry)].set(dw_k.reshape(dw.shape[0], dw.shape[-1]))
     return _restored(dw, geometry.layout.w).astype(dtype)

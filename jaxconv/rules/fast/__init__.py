@@ -33,6 +33,7 @@ from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.rules import rotated
 from jaxconv.rules.fast import blocks, choice, folds, patches, phases, products, shifts
+from jaxconv.windows import accumulator
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _maps(
     """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
     wanted = preferred_element_type or dtype
     with jax.numpy_dtype_promotion("standard"):
-        carried = jnp.promote_types(*map(forward.accumulator, (dtype, wanted)))
+        carried = jnp.promote_types(*map(accumulator, (dtype, wanted)))
     return _Maps(platform, carried, precision), wanted
 
 
