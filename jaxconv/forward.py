@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.geometry import Geometry
-from jaxconv.windows import accumulator, padded, tap_slice, taps, wide, window_counts
+from jaxconv.windows import accumulator, padded, tap_slice, taps, widened, window_counts
 
 # Bound once, for all files: somebody may put this library's drop-in where `lax` keeps its own.
 conv_general_dilated = lax.conv_general_dilated
@@ -111,18 +111,18 @@ def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
     """y[n, p, c] = Σ_k x[n, s·p + d·k − lo, c]."""
-    return reduce_window(wide(x), geometry, np.asarray(0, accumulator(x.dtype)), lax.add).astype(x.dtype)
+    return reduce_window(widened(x), geometry, np.asarray(0, accumulator(x.dtype)), lax.add).astype(x.dtype)
 
 
 def avg_pool(x: jax.Array, geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> jax.Array:
     """The mean of each window; 0 where there is nothing to count."""
     count = np.maximum(window_counts(geometry, counted), 1).astype(accumulator(x.dtype))
-    return (window_sum(wide(x), geometry) / count).astype(x.dtype)
+    return (window_sum(widened(x), geometry) / count).astype(x.dtype)
 
 
 def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
     """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero."""
-    z = wide(x)
+    z = widened(x)
     nonzero = z != 0
     total = window_sum(jnp.where(nonzero, jnp.abs(jnp.where(nonzero, z, 1)) ** p, 0), geometry)
     empty = total == 0
@@ -130,7 +130,7 @@ def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
 
 
 def global_avg_pool(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return wide(x).mean(axes).astype(x.dtype)
+    return widened(x).mean(axes).astype(x.dtype)
 
 
 def pad(x: jax.Array, widths: tuple[tuple[int, int], ...], mode: str) -> jax.Array:

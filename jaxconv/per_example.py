@@ -32,7 +32,7 @@ from jax.extend.core import JaxprEqn
 from jaxconv import primitives
 from jaxconv.geometry import Geometry
 from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
-from jaxconv.windows import accumulator, padded, tap_slice, taps, wide
+from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
 # Equations that say in which order, shape, sign or precision the same numbers stand.
 _SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
@@ -214,7 +214,7 @@ def _parts(function: str, loss: Callable[[Any, Any], Any], params: Any, example:
 
 
 def _square(a: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(wide(jnp.abs(a))))
+    return jnp.sum(jnp.square(widened(jnp.abs(a))))
 
 
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:

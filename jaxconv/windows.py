@@ -26,7 +26,8 @@ def accumulator(dtype: Any) -> Any:
     return jnp.float32 if narrow else dtype
 
 
-def wide(x: jax.Array) -> jax.Array:
+def widened(x: jax.Array) -> jax.Array:
+    """x in the dtype in which its sums are carried."""
     return x.astype(accumulator(x.dtype))
 
 
@@ -69,6 +70,11 @@ def at_tap(g: jax.Array, tap: Sequence[int], geometry: Geometry) -> jax.Array:
 # All taps of a window
 
 
+def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """One number per entry of an axis, to broadcast against arrays of `ndim` axes."""
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
 @functools.lru_cache(maxsize=256)
 def _axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
     positions = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.k) * axis.dilation - axis.lo
@@ -80,9 +86,7 @@ def window_counts(geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> n
     """How many elements each window averages over, those of the padding `counted` included; to broadcast against y."""
     count = np.ones((1,) * (geometry.rank + 2))
     for axis, n, pair in zip(geometry.layout.y[2:], geometry.axes, counted, strict=True):
-        along = [1] * (geometry.rank + 2)
-        along[axis] = n.out
-        count = count * _axis_counts(n, pair).reshape(along)
+        count = count * along(_axis_counts(n, pair), axis, count.ndim)
     return count
 
 

@@ -15,7 +15,7 @@ from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, inte
 from jaxconv.ops.own_rules import held
 from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
-from jaxconv.windows import wide
+from jaxconv.windows import widened
 
 Rules = str | ConvRules
 
@@ -23,7 +23,7 @@ Rules = str | ConvRules
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     """db[o] = Σ_n Σ_p g[n, p, o]: a bias is read at every position of every example."""
     _, channel = static
-    return wide(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
+    return widened(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
 _bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)

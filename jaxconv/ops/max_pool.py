@@ -17,7 +17,7 @@ from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatia
 from jaxconv.ops.binding import Rule, apply, linear, linear_pair
 from jaxconv.ops.pool import pool_geometry
 from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
-from jaxconv.windows import at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, wide
+from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +58,7 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
         return from_tiles(jnp.where(per_tile(winner, static) == every, per_tile(g, static), 0), static)
     dx = None
     for number, tap in enumerate(taps(static)):
-        own = jnp.where(winner == number, wide(g), 0)
+        own = jnp.where(winner == number, widened(g), 0)
         placed = at_tap(own, tap, static)
         dx = placed if dx is None else dx + placed
     assert dx is not None
@@ -150,9 +150,7 @@ def _tap_positions(geometry: Geometry, tap: tuple[int, ...]) -> tuple[np.ndarray
     flat = np.zeros((1,) * (geometry.rank + 2), np.int32)
     real = np.ones_like(flat, bool)
     for axis, j, a in zip(geometry.layout.y[2:], tap, geometry.axes, strict=True):
-        along = [1] * (geometry.rank + 2)
-        along[axis] = a.out
-        position = (np.arange(a.out, dtype=np.int32) * a.stride + j * a.dilation - a.lo).reshape(along)
+        position = along(np.arange(a.out, dtype=np.int32) * a.stride + j * a.dilation - a.lo, axis, flat.ndim)
         flat = flat * a.n + position
         real = real & (position >= 0) & (position < a.n)
     return flat, real
@@ -170,10 +168,8 @@ def _misplaced(indices: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Where an index is not a position that its own window reads."""
     wrong, rest = np.full(indices.shape, 0 in geometry.spatial), indices
     for axis, a in reversed([*zip(geometry.layout.y[2:], geometry.axes, strict=True)]):
-        along = [1] * indices.ndim
-        along[axis] = a.out
         rest, position = np.divmod(rest, max(a.n, 1))
-        offset = position.astype(np.int64) + a.lo - np.arange(a.out).reshape(along) * a.stride
+        offset = position.astype(np.int64) + a.lo - along(np.arange(a.out) * a.stride, axis, indices.ndim)
         wrong |= (offset < 0) | (offset >= a.span) | (offset % a.dilation != 0)
     return wrong | (rest != 0)
 

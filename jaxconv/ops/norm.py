@@ -27,7 +27,7 @@ from jaxconv.forward import inverse_root, mean
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
-from jaxconv.windows import accumulator, wide
+from jaxconv.windows import accumulator, widened
 
 
 class _Over(NamedTuple):
@@ -40,11 +40,11 @@ class _Over(NamedTuple):
 
 
 def _standardise(over: _Over, x: jax.Array) -> jax.Array:
-    return forward.standardise(wide(x), *over).astype(x.dtype)
+    return forward.standardise(widened(x), *over).astype(x.dtype)
 
 
 def _remember(over: _Over, x: jax.Array) -> Any:
-    z = wide(x)
+    z = widened(x)
     if over.centred:
         z = z - mean(z, over.axes, over.axis_name)
     inverse = inverse_root(mean(z * z, over.axes, over.axis_name) + over.eps)
@@ -55,7 +55,7 @@ def _remember(over: _Over, x: jax.Array) -> Any:
 def _project(over: _Over, saved: Any, t: jax.Array) -> jax.Array:
     """(1/σ) (I − 11ᵀ/m − x̂x̂ᵀ/m) t."""
     normal, inverse = saved
-    t = wide(t)
+    t = widened(t)
     along_one = mean(t, over.axes, over.axis_name) if over.centred else 0
     along_normal = normal * mean(normal * t, over.axes, over.axis_name)
     return inverse * (t - along_one - along_normal)
@@ -70,15 +70,15 @@ _STANDARDISE = Rule(
 
 
 def _affine(_: None, x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    return forward.affine(wide(x), wide(scale), wide(shift)).astype(x.dtype)
+    return forward.affine(widened(x), widened(scale), widened(shift)).astype(x.dtype)
 
 
 def _affine_tangent(_: None, saved: Any, dx: Any, dscale: Any, dshift: Any) -> jax.Array:
     x, scale = saved
     parts = [
-        None if dx is None else wide(dx) * wide(scale),
-        None if dscale is None else wide(x) * wide(dscale),
-        None if dshift is None else jnp.broadcast_to(wide(dshift), x.shape),
+        None if dx is None else widened(dx) * widened(scale),
+        None if dscale is None else widened(x) * widened(dscale),
+        None if dshift is None else jnp.broadcast_to(widened(dshift), x.shape),
     ]
     total = None
     for part in parts:
@@ -90,9 +90,9 @@ def _affine_tangent(_: None, saved: Any, dx: Any, dscale: Any, dshift: Any) -> j
 def _affine_cotangent(_: None, saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     """dx = g · scale; dscale = Σ g · x and dshift = Σ g over all that share one scale."""
     x, scale = saved
-    g = wide(g)
+    g = widened(g)
     shared = tuple(axis for axis, n in enumerate(scale.shape) if n == 1)
-    return g * wide(scale), (g * wide(x)).sum(shared, keepdims=True), g.sum(shared, keepdims=True)
+    return g * widened(scale), (g * widened(x)).sum(shared, keepdims=True), g.sum(shared, keepdims=True)
 
 
 _AFFINE = Rule(
@@ -233,17 +233,17 @@ def batch_norm(
     if not train:
         shape = [1] * x.ndim
         shape[channel] = x.shape[channel]
-        inverse = inverse_root(wide(running["var"]) + eps)
-        z = wide(x)
+        inverse = inverse_root(widened(running["var"]) + eps)
+        z = widened(x)
         parameters = _parameters(function, x, channel, scale, bias, rules)
-        shift = (-wide(running["mean"]) * inverse).reshape(shape).astype(z.dtype)
+        shift = (-widened(running["mean"]) * inverse).reshape(shape).astype(z.dtype)
         y = apply(rules, _AFFINE, None, z, inverse.reshape(shape).astype(z.dtype), shift)
         if parameters is not None:
             y = apply(rules, _AFFINE, None, y, *parameters)
         return y.astype(x.dtype), {name: lax.stop_gradient(value) for name, value in running.items()}
     _check_nonempty(function, x.shape, axes)
     y = _normalise(function, x, channel, _Over(axes, eps, True, axis_name), scale, bias, rules)
-    z = lax.stop_gradient(wide(x))
+    z = lax.stop_gradient(widened(x))
     mu = mean(z, axes, axis_name)
     batch = {"mean": mu.ravel(), "var": mean((z - mu) ** 2, axes, axis_name).ravel()}
     new = {

@@ -16,7 +16,7 @@ from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
 from jaxconv.ops.binding import Rule, apply, linear_pair
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
-from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, wide, window_counts
+from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
 # Sums over windows
 
@@ -35,7 +35,7 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
         # Without an output there is nothing to spread: the padding alone makes up the input.
         lo, hi = a.input_grad_padding if a.out else (a.span - 1, a.n)
         config[axis] = (lo, hi, a.stride - 1)
-    padded = lax.pad(wide(g), jnp.zeros((), accumulator(g.dtype)), config)
+    padded = lax.pad(widened(g), jnp.zeros((), accumulator(g.dtype)), config)
     window, dilation = [1] * g.ndim, [1] * g.ndim
     for axis, a in zip(static.layout.y[2:], static.axes, strict=True):
         window[axis], dilation[axis] = a.k, a.dilation
@@ -55,12 +55,12 @@ def _weight(static: _Average, dtype: Any) -> np.ndarray:
 
 
 def _average(static: _Average, _: None, t: jax.Array) -> jax.Array:
-    t = wide(t)
+    t = widened(t)
     return _windows.apply(t, static=static[0]) * _weight(static, t.dtype)
 
 
 def _average_transpose(static: _Average, _: None, g: jax.Array) -> tuple[jax.Array]:
-    g = wide(g)
+    g = widened(g)
     return (_spread(g * _weight(static, g.dtype), static[0]),)
 
 
@@ -74,7 +74,7 @@ _AVG_POOL = Rule(
 
 def _lp_slopes(p: float, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """∂y/∂x = y^(1−p) · |x|^(p−1) sign x, as a factor per window and one per element; 0 at 0."""
-    x, y = wide(x), wide(y)
+    x, y = widened(x), widened(y)
     some, nonzero = y != 0, x != 0
     outer = jnp.where(some, jnp.where(some, y, 1) ** (1 - p), 0)
     inner = jnp.where(nonzero, jnp.sign(x) * jnp.abs(jnp.where(nonzero, x, 1)) ** (p - 1), 0)
@@ -88,12 +88,12 @@ def _lp_forward(static: tuple[Geometry, float], x: jax.Array) -> Any:
 
 def _lp_tangent(static: tuple[Geometry, float], saved: Any, t: jax.Array) -> jax.Array:
     outer, inner = _lp_slopes(static[1], *saved)
-    return outer * _windows.apply(inner * wide(t), static=static[0])
+    return outer * _windows.apply(inner * widened(t), static=static[0])
 
 
 def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> tuple[jax.Array]:
     outer, inner = _lp_slopes(static[1], *saved)
-    return (inner * _spread(outer * wide(g), static[0]),)
+    return (inner * _spread(outer * widened(g), static[0]),)
 
 
 _LP_POOL = Rule(
@@ -105,12 +105,12 @@ _LP_POOL = Rule(
 
 
 def _global_tangent(axes: tuple[int, ...], _: Any, t: jax.Array) -> jax.Array:
-    return wide(t).mean(axes)
+    return widened(t).mean(axes)
 
 
 def _global_cotangent(axes: tuple[int, ...], shape: tuple[int, ...], g: jax.Array) -> tuple[jax.Array]:
     count = math.prod(shape[axis] for axis in axes)
-    return (jnp.broadcast_to(jnp.expand_dims(wide(g) / count, axes), shape),)
+    return (jnp.broadcast_to(jnp.expand_dims(widened(g) / count, axes), shape),)
 
 
 _GLOBAL_AVG_POOL = Rule(
