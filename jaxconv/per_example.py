@@ -30,7 +30,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxconv import primitives
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Geometry, channels_last
 from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
@@ -300,5 +300,5 @@ def _squared_norm(factors: Factors, gram: bool) -> jax.Array:
 
 def _rows(a: jax.Array, spec: tuple[int, ...], geometry: Geometry) -> jax.Array:
     """(batch, *spatial, channel) in any layout as (position, group, channel of the group)."""
-    a = a.transpose(spec[0], *spec[2:], spec[1])
+    a = a.transpose(channels_last(spec))
     return a.reshape(math.prod(a.shape[:-1]), geometry.groups, a.shape[-1] // geometry.groups)
