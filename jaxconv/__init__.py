@@ -14,7 +14,8 @@ from jaxconv.ops.conv_transpose import (
     conv_transpose_input_grad,
     conv_transpose_kernel_grad,
 )
-from jaxconv.ops.dense import dense, dropout
+from jaxconv.ops.dense import dense
+from jaxconv.ops.dropout import dropout
 from jaxconv.ops.loss import mean_squared_error, softmax_cross_entropy
 from jaxconv.ops.max_pool import max_pool, max_unpool
 from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
