@@ -138,8 +138,9 @@ def max_pool(
     """
     z, geometry, _ = pool_geometry("max_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("max_pool", rules)
+    return_indices = boolean("max_pool", "return_indices", return_indices)
     y = apply(rules, _MAX_POOL, geometry, z)
-    if not boolean("max_pool", "return_indices", return_indices):
+    if not return_indices:
         return y
     _, winner = _remember(lax.stop_gradient(z), geometry)
     return y, _positions(winner, geometry)

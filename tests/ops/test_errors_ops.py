@@ -128,6 +128,11 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "max_pool: window must be an int or one int per spatial axis, but is '2'.",
     ),
+    (
+        lambda: jc.max_pool(X, 2, return_indices=1),
+        TypeError,
+        "max_pool: return_indices must be True or False, but is 1.",
+    ),
     (lambda: jc.max_pool(X, 0), ValueError, "max_pool: window must be at least 1, but 0 < 1."),
     (lambda: jc.max_pool(X, (2, 0)), ValueError, "max_pool: window[1] must be at least 1, but 0 < 1."),
     (
