@@ -23,9 +23,8 @@ from jaxconv.ops.norm import group_norm, instance_norm, layer_norm, rms_norm
 from jaxconv.ops.pad import pad
 from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
-from jaxconv.per_example import per_example_grad_norms
 from jaxconv.rules import ConvRules
-from jaxconv.transforms import automatic
+from jaxconv.transforms import automatic, per_example_grad_norms
 
 __all__ = [
     "ConvRules",

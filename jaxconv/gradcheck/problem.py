@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jaxconv.transforms import Program, contains, has_rules, is_opaque, trace
+from jaxconv.transforms.program import Program, contains, has_rules, is_opaque, trace
 
 SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
 

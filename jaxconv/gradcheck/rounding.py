@@ -36,7 +36,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from jaxconv import primitives
-from jaxconv.transforms import RULED, called, carried, evaluate, interpret
+from jaxconv.transforms.program import RULED, called, carried, evaluate, interpret
 
 # Equations whose results are among their operands' values, up to sign: nothing is rounded.
 _EXACT = {

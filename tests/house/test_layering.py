@@ -1,7 +1,7 @@
 """Imports point one way: geometry → windows → forward → rules → primitives → ops → layers → models → experiments.
 
-Beside the layers stand the instruments, transforms → per_example → gradcheck → comparison → explanation → the command
-line: they use the ops, and no layer uses them.
+Beside the layers stand the instruments, transforms → gradcheck → comparison → explanation → the command line:
+they use the ops, and no layer uses them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["geometry", "windows", "forward", "rules", "primitives", "ops", "layers", "models"]
-INSTRUMENTS = ["transforms", "per_example", "gradcheck", "comparison", "explanation", "__main__"]
+INSTRUMENTS = ["transforms", "gradcheck", "comparison", "explanation", "__main__"]
 ALLOWED = {
     "": ORDER + INSTRUMENTS[:-1],
     **{stage: ORDER[: i + 1] for i, stage in enumerate(ORDER)},
@@ -29,7 +29,6 @@ OUTSIDE = {
     "layers": {"jax", "numpy"},
     "models": {"jax", "numpy"},
     "transforms": {"jax", "numpy", "inspect", "types"},
-    "per_example": {"jax", "numpy"},
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "importlib", "json", "pathlib"},
@@ -86,7 +85,7 @@ def test_who_speaks_to_the_interpreters() -> None:
         return {stage(path) for path in FILES if any(name.startswith(module) for name in imports(path))}
 
     assert speakers("jax.interpreters") == {"primitives"}
-    assert speakers("jax.extend") == {"primitives", "transforms", "per_example", "gradcheck"}
+    assert speakers("jax.extend") == {"primitives", "transforms", "gradcheck"}
 
 
 def test_nothing_imports_private_jax() -> None:

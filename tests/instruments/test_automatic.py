@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxconv
-from jaxconv.transforms import has_rules, trace
+from jaxconv.transforms.program import has_rules, trace
 
 X = np.array([0.3, -0.2, 0.8, 1.1])
 

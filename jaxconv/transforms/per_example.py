@@ -31,7 +31,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, channels_last
-from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
+from jaxconv.transforms.program import bind, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
 # Equations that say in which order, shape, sign or precision the same numbers stand.
