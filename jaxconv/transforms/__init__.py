@@ -4,7 +4,7 @@
 `precision` carries floats in another dtype, `per_example` takes the lengths of gradients without the gradients.
 """
 
+from jaxconv.transforms.automatic import automatic
 from jaxconv.transforms.per_example import per_example_grad_norms
-from jaxconv.transforms.program import automatic
 
 __all__ = ["automatic", "per_example_grad_norms"]

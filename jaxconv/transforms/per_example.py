@@ -28,14 +28,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as known
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, channels_last
-from jaxconv.transforms.program import bind, called, contains, interpret, leaves_of, trace
+from jaxconv.transforms.program import CALLS, bind, by_table, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
-# Equations that say in which order, shape, sign or precision the same numbers stand.
-_SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
+_KERNEL_GRAD = next(primitive for primitive in primitives.PLAIN if primitive.name == "jaxconv_kernel_grad")
 
 
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:
@@ -217,31 +217,53 @@ def _square(a: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(widened(jnp.abs(a))))
 
 
-def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """One equation's results, kernel gradients withheld."""
+def _descended(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """The results of a call, whose program is read likewise if a kernel gradient is in it."""
     program = called(eqn)
-    if program is not None and contains(program.jaxpr, _is_kernel_grad):
-        if eqn.params.get("prevent_cse"):
-            operands = [*lax.optimization_barrier([_value(a) for a in operands])]
-        return interpret(program.jaxpr, program.consts, operands, _evaluate)
-    if _keeps_length(eqn) and isinstance(operands[0], _Withheld):
-        factors, value = operands[0]
-        return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]
-    values = [_value(a) for a in operands]
-    if _is_kernel_grad(eqn):
-        x, g = values
-        return [_Withheld(Factors(x, g, eqn.params["geometry"]), lambda: bind(eqn, values, eqn.params)[0])]
-    return bind(eqn, values, eqn.params)
+    if program is None or not contains(program.jaxpr, _is_kernel_grad):
+        return _bound(eqn, operands)
+    if eqn.params.get("prevent_cse"):
+        operands = [*lax.optimization_barrier([_value(a) for a in operands])]
+    return interpret(program.jaxpr, program.consts, operands, _evaluate)
+
+
+def _withheld(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """A kernel gradient's operands, if it is ours to take apart."""
+    if not _is_kernel_grad(eqn):
+        return _bound(eqn, operands)
+    x, g = values = [_value(a) for a in operands]
+    return [_Withheld(Factors(x, g, eqn.params["geometry"]), lambda: bind(eqn, values, eqn.params)[0])]
+
+
+def _still_withheld(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """The same numbers in another order, shape, sign or floating precision have the same length."""
+    aval: Any = eqn.outvars[0].aval
+    if not (isinstance(operands[0], _Withheld) and jnp.issubdtype(aval.dtype, jnp.floating)):
+        return _bound(eqn, operands)
+    factors, value = operands[0]
+    return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]
+
+
+def _bound(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    return bind(eqn, [_value(a) for a in operands], eqn.params)
+
+
+_SAME_NUMBERS = (
+    *(known.convert_element_type_p, known.reshape_p, known.transpose_p, known.squeeze_p, known.rev_p, known.neg_p),
+    known.copy_p,
+)
+_evaluate = by_table(
+    {
+        _KERNEL_GRAD: _withheld,
+        **dict.fromkeys(_SAME_NUMBERS, _still_withheld),
+        **dict.fromkeys(CALLS, _descended),
+    },
+    _bound,
+)
 
 
 def _is_kernel_grad(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name == "jaxconv_kernel_grad" and eqn.params["rules"] == primitives.FAST
-
-
-def _keeps_length(eqn: JaxprEqn) -> bool:
-    """Whether the result is the operand in another order, shape, sign or floating precision."""
-    results: list[Any] = [v.aval for v in eqn.outvars]
-    return eqn.primitive.name in _SAME_NUMBERS and all(jnp.issubdtype(a.dtype, jnp.floating) for a in results)
+    return eqn.primitive is _KERNEL_GRAD and eqn.params["rules"] == primitives.FAST
 
 
 def _value(a: Any) -> Any:

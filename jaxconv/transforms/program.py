@@ -1,12 +1,8 @@
-"""What JAX alone would have computed: a function with every hand-written rule taken out.
+"""A function as a program: its arrays, its equations, and the one walk through them.
 
-A traced function is a list of equations. One that carries a rule (`custom_vjp`, `custom_jvp`, `linear_call`, a
-primitive of this library) also carries the plain computation that the rule is about, and evaluating that instead
-leaves JAX nothing but its own derivatives. Equations that hold programs (loops, branches, `jit`, `checkpoint`,
-`shard_map`) are evaluated with their programs treated likewise.
-
-The same evaluation can carry every float in another precision, which is how a function that was written, traced and
-is used in bfloat16 has an exact value and an exact gradient to be judged by.
+A traced function is a list of equations, some of which hold programs themselves: loops, branches, `jit`, `checkpoint`,
+`shard_map`, rules. A transform is a table of what it does with which primitive. `interpret` evaluates a program by it
+(`by_table`), equation after equation; `within` evaluates an equation that holds programs with these read likewise.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,62 +19,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.extend.core import primitives as known
 
-from jaxconv import primitives
+# What a transform does with an equation, given its operands: (eqn, operands) -> results.
+Step = Callable[[JaxprEqn, list[Any]], list[Any]]
+# What becomes of a program that an equation holds: (program, operands) -> results.
+Read = Callable[[ClosedJaxpr, Sequence[Any]], list[Any]]
 
-# Equations that carry a rule, and where they keep the computation it is about.
-RULED = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "linear_call": "callee"}
 # Equations that call a program once, and where they keep it.
-_CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
-# Equations that mean something only at the precision they were traced in: they look at bits, or at foreign code.
-_OPAQUE = {
-    *("bitcast_convert_type", "nextafter", "random_gamma", "ffi_call", "pallas_call", "pure_callback", "io_callback"),
-    *("custom_partitioning", "tpu_custom_call", "triton_kernel_call"),
-}
-
-
-def automatic(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` with every hand-written derivative removed: `jax.grad(automatic(f))` is what JAX alone would compute.
-
-    `jax.custom_vjp`, `jax.custom_jvp`, `jax.custom_derivatives.linear_call` and the primitives of this library are
-    replaced by the plain computation they stand for, wherever they are: in library code that f calls, and inside
-    `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `vmap` and `shard_map`. The values of f do not change.
-
-    Some rules are there because JAX alone has no derivative, such as one around a `while_loop`: reverse mode through
-    `automatic(f)` then raises JAX's own error. Implicit solves (`jax.lax.custom_linear_solve`) and `stop_gradient`
-    say what f is, not how it is differentiated, and stay. So does a gradient taken inside f, whose rule was used up
-    when f was traced.
-
-    Args:
-      f: any function that JAX can trace. Positional and keyword arguments and the result are pytrees; whatever in
-        them is no array (a mode, a flag, a number of groups, a module's activation) is handed through as it is. So are
-        integers and booleans of Python, and its floats where they are attributes of an object.
-
-    Returns:
-      A function of the same arguments with the same results, differentiable as often as JAX can do it.
-
-    Raises:
-      TypeError: when called with an object that is no pytree and has arrays, which JAX cannot reach; the message has
-        the lines that hand them over.
-
-    Example:
-      >>> import jax, jaxconv
-      >>> @jax.custom_vjp
-      ... def square(x):
-      ...     return x * x
-      >>> square.defvjp(lambda x: (x * x, x), lambda x, g: (3 * x * g,))  # wrong: the factor is 2
-      >>> print(jax.grad(square)(5.0), jax.grad(jaxconv.automatic(square))(5.0))
-      15.0 10.0
-
-    Source: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 3: a gradient is determined by the
-      evaluation procedure alone.
-    """
-
-    @functools.wraps(f)
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        program = trace("automatic", f, *args, **kwargs)
-        return program.result(program.run(program.leaves))
-
-    return plain
+CALLS = {known.jit_p: "jaxpr", known.closed_call_p: "call_jaxpr", known.remat_p: "jaxpr"}
 
 
 class Leaves(NamedTuple):
@@ -187,10 +134,6 @@ class Program(NamedTuple):
     call: Callable[[Sequence[Any]], list[Any]]
     result: Callable[[Sequence[jax.Array]], Any]
 
-    def run(self, leaves: Sequence[Any], floats: Any = None) -> list[Any]:
-        """The results at `leaves`, without hand-written rules; with `floats`, every float in that dtype."""
-        return _run(self.closed.jaxpr, self.closed.consts, leaves, floats)
-
 
 def trace(function: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
     """Trace f; `function` is who asks, for the error message. What is no array is held, in arguments and results."""
@@ -257,56 +200,28 @@ def _named(path: Sequence[Any], names: Sequence[str]) -> str:
     return f"{name}{jax.tree_util.keystr(tuple(rest))}"
 
 
-# Evaluation
+# The walk
 
 
-def has_rules(jaxpr: Jaxpr) -> bool:
-    """Whether an equation here, or in a program within, carries a hand-written rule."""
-    return contains(jaxpr, lambda eqn: eqn.primitive.name in RULED or eqn.primitive in primitives.PLAIN)
+def entry(table: Mapping[Any, Any], eqn: JaxprEqn) -> Any:
+    """What a table has for an equation's primitive, or None; a primitive that JAX keeps to itself goes by its name."""
+    return table.get(eqn.primitive, table.get(eqn.primitive.name))
 
 
-def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
-    """Whether an equation here, or in a program within, is wanted."""
-    return any(map(wanted, equations(jaxpr)))
+def by_table(table: Mapping[Any, Step], otherwise: Step) -> Step:
+    """What `table` says of an equation's primitive; `otherwise` is for those that are not in it."""
 
+    def evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        return (entry(table, eqn) or otherwise)(eqn, operands)
 
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Every equation here and in the programs within."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for inner in _programs(value):
-                yield from equations(inner)
-
-
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The program that an equation calls once, if that is all it does."""
-    if eqn.primitive not in _CALLS:
-        return None
-    program = eqn.params[_CALLS[eqn.primitive]]
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
-
-
-def is_opaque(eqn: JaxprEqn) -> bool:
-    """Whether an equation computes from floats, but not at any other precision than its own."""
-    avals: list[Any] = [v.aval for v in eqn.invars]
-    return eqn.primitive.name in _OPAQUE and any(jnp.issubdtype(a.dtype, jnp.floating) for a in avals)
-
-
-def _programs(value: Any) -> list[Jaxpr]:
-    leaves = jax.tree.leaves(value, is_leaf=_is_program)
-    return [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves if _is_program(leaf)]
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, Jaxpr | ClosedJaxpr)
+    return evaluate
 
 
 def interpret(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     operands: Sequence[Any],
-    evaluate: Callable[[JaxprEqn, list[Any]], list[Any]],
+    evaluate: Step,
     literal: Callable[[Any], Any] = lambda value: value,
 ) -> list[Any]:
     """The results of a program whose every equation is evaluated by `evaluate(eqn, operands)`."""
@@ -323,102 +238,93 @@ def interpret(
     return [read(v) for v in jaxpr.outvars]
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], floats: Any) -> list[Any]:
-    as_floats = functools.partial(carried, floats=floats)
-    return interpret(jaxpr, [*map(as_floats, consts)], operands, functools.partial(evaluate, floats=floats), as_floats)
-
-
-def evaluate(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
-    """One equation's results, its rule removed and its floats carried in `floats`, if given."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in RULED:
-        inner = params[RULED[name]]
-        return _run(inner.jaxpr, inner.consts, operands, floats)
-    if eqn.primitive in primitives.PLAIN:
-        return [primitives.PLAIN[eqn.primitive](*operands, **_carried_params(params, floats))]
-    programs = [inner for value in params.values() for inner in _programs(value)]
-    if floats is None and not any(map(has_rules, programs)):
-        return bind(eqn, operands, params)
-    if eqn.primitive is known.remat_p:
-        body = functools.partial(_run, params["jaxpr"], (), floats=floats)
-        return jax.checkpoint(lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
-    if name == "shard_map":
-        body = functools.partial(_run, params["jaxpr"], (), floats=floats)
-        sharded = jax.shard_map(
-            lambda *a: tuple(body(a)),
-            mesh=params["mesh"],
-            in_specs=params["in_specs"],
-            out_specs=params["out_specs"],
-            axis_names=params["newly_manual_axes"],
-            check_vma=params["check_vma"],
-        )
-        return list(sharded(*operands))
-    if floats is None:
-        return bind(eqn, operands, _carried_params(params, None))
-    if name == "reduce_precision":
-        return operands
-    if name in _OPAQUE:
-        return _at_own_precision(eqn, operands, floats)
-    return [carried(y, floats) for y in bind(eqn, operands, _carried_params(params, floats))]
-
-
 def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """The results of an equation's own primitive, as a list."""
     results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
-def _at_own_precision(eqn: JaxprEqn, operands: Sequence[Any], floats: Any) -> list[Any]:
-    avals: list[Any] = [v.aval for v in eqn.invars]
-    own = [x if jax.typeof(x).dtype == a.dtype else x.astype(a.dtype) for x, a in zip(operands, avals, strict=True)]
-    return [carried(y, floats) for y in bind(eqn, own, eqn.params)]
+# The programs within
 
 
-# Precision
+def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """Those that an equation holds."""
+    return [program for value in eqn.params.values() for program in _programs(value)]
 
 
-def _carried_dtype(dtype: Any, floats: Any) -> Any:
-    """The dtype in which a dtype is carried: floats as `floats`, complex numbers as two of them, others as they are."""
-    if floats is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return dtype
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return np.dtype(np.complex64 if np.dtype(floats).itemsize == 4 else np.complex128)
-    return np.dtype(floats)
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation here and in the programs within."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in programs(eqn):
+            yield from equations(inner)
 
 
-def carried(x: Any, floats: Any) -> Any:
-    """A value at the precision that floats are carried in."""
-    own = jax.typeof(x).dtype
-    dtype = _carried_dtype(own, floats)
-    if dtype == own:
-        return x
-    with np.errstate(over="ignore"):  # the least float64 is −∞ in float32
-        return jnp.asarray(x, dtype)
+def contains(jaxpr: Jaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
+    """Whether an equation here, or in a program within, is wanted."""
+    return any(map(wanted, equations(jaxpr)))
 
 
-def _carried_params(params: dict[str, Any], floats: Any) -> dict[str, Any]:
-    """An equation's parameters: its programs rewritten, and the dtypes it names changed."""
-
-    def carried(value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return _rewritten(value, floats)
-        if isinstance(value, Jaxpr):
-            return _rewritten(ClosedJaxpr(value, ()), floats).jaxpr
-        return _carried_dtype(value, floats) if isinstance(value, np.dtype) else value
-
-    def is_leaf(value: Any) -> bool:
-        return value is None or _is_program(value)
-
-    changed = {
-        name: jax.tree.map(carried, value, is_leaf=is_leaf) if _programs(value) else carried(value)
-        for name, value in params.items()
-    }
-    if floats is not None and "precision" in changed:
-        changed["precision"] = None  # a recipe for narrower floats
-    return changed
+def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The program that an equation calls once, if that is all it does."""
+    where = CALLS.get(eqn.primitive)
+    return None if where is None else _closed(eqn.params[where])
 
 
-def _rewritten(closed: ClosedJaxpr, floats: Any) -> ClosedJaxpr:
-    given: list[Any] = closed.in_avals
-    avals = [a if floats is None else a.update(dtype=_carried_dtype(a.dtype, floats)) for a in given]
-    return jax.make_jaxpr(lambda *operands: _run(closed.jaxpr, closed.consts, operands, floats))(*avals)
+def within(
+    eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any], read: Read, like: Callable[[Any], Any]
+) -> list[Any]:
+    """An equation's results, at these parameters, each program it holds read by `read` at operands `like` its own."""
+    step = entry(_REBUILT, eqn)
+    if step is not None:
+        return step(operands, params, read)
+
+    def rewritten(given: Any) -> Any:
+        program = _closed(given)
+        avals: list[Any] = program.in_avals
+        changed = jax.make_jaxpr(lambda *operands: read(program, operands))(*map(like, avals))
+        return changed if isinstance(given, ClosedJaxpr) else changed.jaxpr
+
+    return bind(eqn, operands, {name: _mapped(rewritten, value) for name, value in params.items()})
+
+
+def _checkpointed(operands: Sequence[Any], params: dict[str, Any], read: Read) -> list[Any]:
+    body = functools.partial(read, _closed(params["jaxpr"]))
+    return jax.checkpoint(lambda *a: body(a), prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
+
+
+def _sharded(operands: Sequence[Any], params: dict[str, Any], read: Read) -> list[Any]:
+    body = functools.partial(read, _closed(params["jaxpr"]))
+    sharded = jax.shard_map(
+        lambda *a: tuple(body(a)),
+        mesh=params["mesh"],
+        in_specs=params["in_specs"],
+        out_specs=params["out_specs"],
+        axis_names=params["newly_manual_axes"],
+        check_vma=params["check_vma"],
+    )
+    return list(sharded(*operands))
+
+
+# Equations that are made anew around what they hold; others take a program in another's place.
+_REBUILT = {known.remat_p: _checkpointed, "shard_map": _sharded}
+
+
+def _programs(value: Any) -> list[Jaxpr]:
+    leaves = jax.tree.leaves(value, is_leaf=_is_program)
+    return [_closed(leaf).jaxpr for leaf in leaves if _is_program(leaf)]
+
+
+def _mapped(f: Callable[[Any], Any], value: Any) -> Any:
+    """A parameter with f of each program in it."""
+    if not _programs(value):
+        return value
+    return jax.tree.map(lambda a: f(a) if _is_program(a) else a, value, is_leaf=lambda a: a is None or _is_program(a))
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
+def _closed(program: Any) -> ClosedJaxpr:
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
