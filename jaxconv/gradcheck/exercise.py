@@ -18,7 +18,7 @@ from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
 from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, magnitude
-from jaxconv.transforms import equations
+from jaxconv.transforms.program import equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
 _CHOICES = {

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv import forward
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Geometry, channels_last, inverse, taps_first
 from jaxconv.rules import rotated
 from jaxconv.rules.fast import blocks, choice, folds, patches, phases, products, shifts
+from jaxconv.windows import accumulator
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,23 @@ def _maps(
     """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
     wanted = preferred_element_type or dtype
     with jax.numpy_dtype_promotion("standard"):
-        carried = jnp.promote_types(*map(forward.accumulator, (dtype, wanted)))
+        carried = jnp.promote_types(*map(accumulator, (dtype, wanted)))
     return _Maps(platform, carried, precision), wanted
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """x, y or g as (n, *spatial, channel)."""
-    return a.transpose(spec[0], *spec[2:], spec[1])
+    return a.transpose(channels_last(spec))
 
 
 def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
     """w as (*taps, in, out), unflipped."""
-    outputs, inputs, *taps = geometry.layout.w
-    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(*taps, inputs, outputs)
+    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(taps_first(geometry.layout.w))
 
 
 def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
     """The inverse of a transposition by `order`."""
-    return a.transpose([order.index(axis) for axis in range(a.ndim)]).astype(dtype)
+    return a.transpose(inverse(order)).astype(dtype)
 
 
 def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any) -> jax.Array:
@@ -125,8 +125,7 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None
         return forward.conv(x, w, geometry, **options)
     maps, dtype = _maps(platform, x.dtype, **options)
     y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
-    n, o, *spatial = layout.y
-    return _restored(y, (n, *spatial, o), dtype)
+    return _restored(y, channels_last(layout.y), dtype)
 
 
 def input_grad(
@@ -139,8 +138,7 @@ def input_grad(
         return rotated.input_grad(g, w, geometry, **options)
     maps, dtype = _maps(platform, g.dtype, **options)
     dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
-    n, c, *spatial = layout.x
-    return _restored(dx, (n, *spatial, c), dtype)
+    return _restored(dx, channels_last(layout.x), dtype)
 
 
 def kernel_grad(
@@ -153,6 +151,5 @@ def kernel_grad(
         return rotated.kernel_grad(x, g, geometry, **options)
     maps, dtype = _maps(platform, x.dtype, **options)
     dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())
-    o, c, *taps = layout.w
-    dw = _restored(dw, (*taps, c, o), dtype)
+    dw = _restored(dw, taps_first(layout.w), dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxconv.forward import at_tap, taps
 from jaxconv.geometry import Geometry
+from jaxconv.windows import at_tap, taps
 
 
 def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:

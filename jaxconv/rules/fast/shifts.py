@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import padded, tap_slice, taps
 from jaxconv.geometry import Geometry
+from jaxconv.windows import padded, tap_slice, taps
 
 # XLA's CPU fusion leaves a buffer outside a loop that reads it at more than 15 places; below that it computes the
 # slice again at every element.
