@@ -1,0 +1,59 @@
+"""Operands on a mesh: marked alike under `shard_map`, bound under explicit axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def _distributed(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the program runs on several devices: a loop over examples would gather what is split between them."""
+    split = getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
+    return split or any(_varying(aval) for aval in ctx.avals_in)
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    """The manual mesh axes over which a value differs, under `shard_map`."""
+    known = getattr(aval, "vma", None)
+    return known if known is not None else aval.manual_axis_type.varying
+
+
+def alike(*operands: Any) -> list[Any]:
+    """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
+    varying = [_varying(jax.typeof(a)) for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]
+
+
+def _explicit_mesh(operands: Sequence[Any]) -> Any:
+    """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
+    for a in operands:
+        mesh = jax.typeof(a).sharding.mesh
+        if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def _bind(primitive: Primitive, specs: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
+    """Bind under any mesh. Under an explicit one the partitioner works inside and `specs` names the outcome."""
+    operands = tuple(alike(*operands))
+    mesh = _explicit_mesh(operands)
+    if mesh is None:
+        return primitive.bind(*operands, **static)
+    out = NamedSharding(mesh, PartitionSpec(*specs(*(_spec(a) for a in operands), **static)))
+    inner = jax.sharding.auto_axes(lambda *a: primitive.bind(*a, **static), out_sharding=out)
+    return inner(*operands)
+
+
+def _spec(a: Any) -> tuple[Any, ...]:
+    aval = jax.typeof(a)
+    return (*aval.sharding.spec, *[None] * (aval.ndim - len(aval.sharding.spec)))
