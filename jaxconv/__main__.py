@@ -27,7 +27,7 @@ import numpy as np
 import jaxconv
 from jaxconv.geometry import LAYOUTS
 from jaxconv.gradcheck import KINDS
-from jaxconv.ops.wiring import ENGINES
+from jaxconv.ops.arguments import ENGINES
 from jaxconv.rules import NAMED
 
 CONVENTION = """

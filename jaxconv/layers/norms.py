@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxconv.forward import accumulator
 from jaxconv.geometry import integer
 from jaxconv.layers.base import Layer, Params, Shape, State, layer
+from jaxconv.ops.arguments import number
 from jaxconv.ops.norm import batch_norm, check_eps, check_momentum, group_norm, instance_norm, layer_norm, rms_norm
-from jaxconv.ops.wiring import number
 
 
 def _constant(shape: Shape, **values: float) -> dict[str, jax.Array]:

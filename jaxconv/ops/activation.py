@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
+from jaxconv.ops.arguments import boolean, check_rules, floating, number
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
 
 def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Rule:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxconv import primitives
-from jaxconv.ops.wiring import check_rules
+from jaxconv.ops.arguments import check_rules
 from jaxconv.primitives import LinearPair
 
 __all__ = ["LinearPair", "Rule", "apply", "linear", "linear_pair"]

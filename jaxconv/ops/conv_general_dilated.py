@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.wiring import frozen
+from jaxconv.ops.arguments import frozen
 
 
 def conv_general_dilated(

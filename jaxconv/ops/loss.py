@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.forward import wide
+from jaxconv.ops.arguments import as_array, check_rules, floating, known, number
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import as_array, check_rules, floating, known, number
 
 
 def _entropy_forward(_: None, logits: jax.Array, targets: jax.Array) -> Any:

@@ -15,9 +15,9 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
+from jaxconv.ops.arguments import boolean, check_rules, floating, integers, known
 from jaxconv.ops.binding import Rule, apply, linear, linear_pair
 from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
-from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:

@@ -25,8 +25,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import accumulator, inverse_root, mean, wide
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
+from jaxconv.ops.arguments import boolean, check_rules, floating, number, same_dtype
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import boolean, check_rules, floating, number, same_dtype
 
 
 class _Over(NamedTuple):

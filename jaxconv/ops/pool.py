@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
+from jaxconv.ops.arguments import boolean, check_rules, floating, number
 from jaxconv.ops.binding import Rule, apply, linear_pair
-from jaxconv.ops.wiring import boolean, check_rules, floating, number
 
 # Sums over windows
 
