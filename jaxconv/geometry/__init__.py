@@ -1,6 +1,6 @@
 """Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
 
-from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, largest_divisor, placed
+from jaxconv.geometry.algebra import INDICES, LAYOUTS, Axis, Geometry, Layout, largest_divisor, placed
 from jaxconv.geometry.resolve import (
     check_layout,
     conv_geometry,
@@ -16,6 +16,7 @@ from jaxconv.geometry.resolve import (
 )
 
 __all__ = [
+    "INDICES",
     "LAYOUTS",
     "Axis",
     "Geometry",

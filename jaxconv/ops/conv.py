@@ -15,7 +15,7 @@ from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
 from jaxconv.ops.arguments import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.ops.own_rules import held
-from jaxconv.rules import NAMED, ConvRules
+from jaxconv.rules import NAMED, TRIO, ConvRules
 
 Rules = str | ConvRules
 
@@ -71,10 +71,10 @@ def evaluate(
     if rules == "autodiff":
         options = given(precision=precision, preferred_element_type=dtype)
         return getattr(forward, map_name)(a, b, geometry, **options).astype(dtype or a.dtype)
-    bound = getattr(primitives, map_name)
-    return bound(
-        a, b, geometry, precision=precision, dtype=dtype or a.dtype, engine=engine, rules=rule_set(rules)
-    )  # fmt: skip
+    of = next(of for of in TRIO if of.name == map_name)
+    return primitives.evaluate(
+        of, a, b, geometry, precision=precision, dtype=dtype or a.dtype, engine=engine, rules=rule_set(rules)
+    )
 
 
 def rule_set(rules: Rules) -> ConvRules:

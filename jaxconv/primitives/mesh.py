@@ -1,4 +1,4 @@
-"""Operands on a mesh: marked alike under `shard_map`, bound under explicit axes."""
+"""Operands on several devices: marked alike under `shard_map`, bound under a mesh with explicit axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,31 @@ from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 
-def _distributed(ctx: mlir.LoweringRuleContext) -> bool:
+def alike(*operands: Any) -> list[Any]:
+    """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
+    varying = [_varying(jax.typeof(a)) for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]
+
+
+def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
+    """Bind under any mesh. Under an explicit one the partitioner works inside and `spec` names the outcome.
+
+    `spec` is called as the primitive is, with the operands' own specs in their place, one entry per axis.
+    """
+    operands = tuple(alike(*operands))
+    mesh = _explicit_mesh(operands)
+    if mesh is None:
+        return primitive.bind(*operands, **static)
+    out = NamedSharding(mesh, PartitionSpec(*spec(*(_spec(a) for a in operands), **static)))
+    inner = jax.sharding.auto_axes(lambda *a: primitive.bind(*a, **static), out_sharding=out)
+    return inner(*operands)
+
+
+def distributed(ctx: mlir.LoweringRuleContext) -> bool:
     """Whether the program runs on several devices: a loop over examples would gather what is split between them."""
     split = getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
     return split or any(_varying(aval) for aval in ctx.avals_in)
@@ -24,16 +48,6 @@ def _varying(aval: Any) -> frozenset[Any]:
     return known if known is not None else aval.manual_axis_type.varying
 
 
-def alike(*operands: Any) -> list[Any]:
-    """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
-    varying = [_varying(jax.typeof(a)) for a in operands]
-    union = frozenset().union(*varying)
-    return [
-        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
-        for a, own in zip(operands, varying, strict=True)
-    ]
-
-
 def _explicit_mesh(operands: Sequence[Any]) -> Any:
     """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
     for a in operands:
@@ -41,17 +55,6 @@ def _explicit_mesh(operands: Sequence[Any]) -> Any:
         if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
-
-
-def _bind(primitive: Primitive, specs: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
-    """Bind under any mesh. Under an explicit one the partitioner works inside and `specs` names the outcome."""
-    operands = tuple(alike(*operands))
-    mesh = _explicit_mesh(operands)
-    if mesh is None:
-        return primitive.bind(*operands, **static)
-    out = NamedSharding(mesh, PartitionSpec(*specs(*(_spec(a) for a in operands), **static)))
-    inner = jax.sharding.auto_axes(lambda *a: primitive.bind(*a, **static), out_sharding=out)
-    return inner(*operands)
 
 
 def _spec(a: Any) -> tuple[Any, ...]:

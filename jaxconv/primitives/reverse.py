@@ -13,7 +13,10 @@ from jaxconv.primitives.define import PLAIN
 
 _mark = Primitive("jaxconv_reverse_only")
 _marked_tangent = Primitive("jaxconv_reverse_only_tangent")
-PLAIN[_mark] = lambda x, **_: x
+
+
+def _as_it_is(x: Any, **_: Any) -> Any:
+    return x
 
 
 def _refuse(*_: Any, rules: str) -> Any:
@@ -28,14 +31,19 @@ def _mark_jvp(primals: Sequence[Any], tangents: Sequence[Any], **static: Any) ->
     return x, t if type(t) is ad.Zero else _marked_tangent.bind(t, **static)
 
 
-_mark.def_impl(PLAIN[_mark])
-_mark.def_abstract_eval(PLAIN[_mark])
-mlir.register_lowering(_mark, mlir.lower_fun(PLAIN[_mark], multiple_results=False))
+def _mark_batched(operands: Sequence[Any], dims: Sequence[Any], **static: Any) -> tuple[jax.Array, Any]:
+    return _mark.bind(*operands, **static), dims[0]
+
+
+PLAIN[_mark] = _as_it_is
+_mark.def_impl(_as_it_is)
+_mark.def_abstract_eval(_as_it_is)
+mlir.register_lowering(_mark, mlir.lower_fun(_as_it_is, multiple_results=False))
 ad.primitive_jvps[_mark] = _mark_jvp
-batching.primitive_batchers[_mark] = lambda operands, dims, **static: (_mark.bind(*operands, **static), dims[0])
+batching.primitive_batchers[_mark] = _mark_batched
 # A tangent may be transposed, never computed: not by a call, a compiled program or, before either, under `vmap`.
 _marked_tangent.def_impl(_refuse)
-_marked_tangent.def_abstract_eval(PLAIN[_mark])
+_marked_tangent.def_abstract_eval(_as_it_is)
 mlir.register_lowering(_marked_tangent, mlir.lower_fun(_refuse, multiple_results=False))
 ad.deflinear2(_marked_tangent, lambda ct, _, **__: [ct])
 batching.primitive_batchers[_marked_tangent] = _refuse
