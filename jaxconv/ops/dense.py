@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.arguments import check_rules, floating, number, same_dtype
+from jaxconv.ops.arguments import Rules, check_bias, check_kernel_rules, check_rules, floating, number, same_dtype
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.conv import Rules, add_bias, check_bias, check_kernel_rules, convolve
+from jaxconv.ops.conv import add_bias, convolve
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
