@@ -178,6 +178,9 @@ def bilinear(
 ) -> jax.Array:  # fmt: skip
     """One of the three maps of a convolution, its value and its gradients as `rules` has them.
 
+    An op with a kernel is one of them once its geometry is known: `conv_transpose` is `INPUT_GRAD`, and `conv` is
+    `CONV`, though its value is `lax`'s under all rules but "fast".
+
     Args:
       rules: "fast", "textbook", "rotated", "autodiff" or a `ConvRules`, as every op with a kernel takes them.
       of: which map: `CONV`, `INPUT_GRAD` or `KERNEL_GRAD` of `jaxconv.rules`. `of.transposes` are the other two.

@@ -96,7 +96,9 @@ def conv(
       flip_kernel: whether to rotate the kernel first.
       layout: "NHWC" or "NCHW", for any number of spatial axes.
       rules: whose gradients: "fast", "textbook", "rotated", "autodiff" (JAX's own), or your own `ConvRules`. The
-        forward pass is the same, and so are the transformations: all of JAX's.
+        forward pass is `lax`'s under all but "fast", which takes the formulation that `plan` names: `textbook.conv` is
+        there to be read, and runs where a convolution is a gradient, that of `conv_transpose`. The transformations are
+        the same: all of JAX's.
       engine: who computes the fast maps: "auto" or "xla".
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default that of x. Sums are carried in float32 or wider

@@ -17,6 +17,7 @@ convolution backpropagation, extended to stride, dilation, padding, groups and a
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,10 +41,7 @@ def _restored(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
 
 
 def _canonical(geometry: Geometry) -> Geometry:
-    return Geometry(
-        geometry.spatial, geometry.taps, geometry.stride, geometry.padding, geometry.dilation,
-        geometry.input_dilation, geometry.groups, Layout.of("NHWC", geometry.rank), geometry.flip_kernel,
-    )  # fmt: skip
+    return dataclasses.replace(geometry, layout=Layout.of("NHWC", geometry.rank))
 
 
 def _tap_of(tap: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
@@ -70,7 +68,10 @@ def _grouped(a: jax.Array, groups: int) -> jax.Array:
 def conv(
     x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
-    """y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]."""
+    """∂T/∂g: tap k adds what it reads, times w[k]. The gradient of a transposed convolution; a forward pass is `lax`'s.
+
+    y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]
+    """
     flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(x, w)
     x, kernel = _channels_last(x, geometry.layout.x), _channels_last(w, geometry.layout.w)
     read = _grouped(forward.padded(x, flat), geometry.groups)
