@@ -16,7 +16,7 @@ import numpy as np
 import jaxconv
 from jaxconv.commands.speaking import say, working
 from jaxconv.gradcheck import KINDS
-from jaxconv.ops.wiring import ENGINES
+from jaxconv.ops.arguments import ENGINES
 from jaxconv.rules import NAMED
 
 # The evidence of the quick form: every entry, with automatic differentiation in float64.

@@ -10,8 +10,7 @@ from jax.typing import ArrayLike
 from jaxconv.explanation.explained import Explanation
 from jaxconv.explanation.finding import find
 from jaxconv.geometry import check_layout, conv_geometry, sizes
-from jaxconv.ops.conv import Rules, check_kernel_rules
-from jaxconv.ops.wiring import boolean, check_engine
+from jaxconv.ops.arguments import Rules, boolean, check_engine, check_kernel_rules
 
 
 @overload

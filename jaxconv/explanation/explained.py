@@ -22,7 +22,9 @@ from jaxconv.explanation.page.told import told
 from jaxconv.explanation.reading import Bilinear, Index, Product, Reader
 from jaxconv.explanation.recipes import Recipe, primal, recipes
 from jaxconv.geometry import Axis, Geometry
-from jaxconv.ops.conv import Rules, convolve, rule_set
+from jaxconv.ops.arguments import Rules
+from jaxconv.ops.binding import rule_set
+from jaxconv.ops.conv import convolve
 from jaxconv.rules import ConvRules, rotated
 
 # Entries and products of one map up to which all of them are written out.

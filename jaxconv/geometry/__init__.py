@@ -1,6 +1,7 @@
 """Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
 
 from jaxconv.geometry.algebra import (
+    INDICES,
     LAYOUTS,
     Axis,
     Geometry,
@@ -20,12 +21,14 @@ from jaxconv.geometry.resolve import (
     names,
     per_axis,
     resolve_padding,
+    same_rank,
     sizes,
     spatial_rank,
     window_geometry,
 )
 
 __all__ = [
+    "INDICES",
     "LAYOUTS",
     "Axis",
     "Geometry",
@@ -42,6 +45,7 @@ __all__ = [
     "per_axis",
     "placed",
     "resolve_padding",
+    "same_rank",
     "sizes",
     "spatial_rank",
     "taps_first",

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 LAYOUTS = ("NHWC", "NCHW")
 
+# The indices of the trilinear form that are no positions and no taps, in the order in which a layout places them.
+INDICES = {"x": ("n", "c"), "w": ("o", "c"), "y": ("n", "o")}
+
 
 class Layout(NamedTuple):
     """Which axis of an array each dimension is: (batch, channel, *spatial) of x and y, (out, in, *taps) of w."""
@@ -37,6 +40,10 @@ class Layout(NamedTuple):
             return Layout(data, (rank + 1, rank, *range(rank)), data)
         data = tuple(range(rank + 2))
         return Layout(data, data, data)
+
+    def axis(self, array: str, index: str) -> int:
+        """The axis of "x", "w" or "y" along which an index runs: "n", "c" or "o"."""
+        return self._asdict()[array][INDICES[array].index(index)]
 
 
 class Axis(NamedTuple):
@@ -212,6 +219,18 @@ class Geometry:
     def y_shape(self, batch: int, channels: int) -> tuple[int, ...]:
         """The shape of y and of δ, in the layout."""
         return placed(self.layout.y, batch, channels, self.out)
+
+    def conv_shape(self, x: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """The shape of y, from those of x and w."""
+        return self.y_shape(x[self.layout.axis("x", "n")], w[self.layout.axis("w", "o")])
+
+    def input_grad_shape(self, g: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """The shape of dx, from those of δ and w."""
+        return self.x_shape(g[self.layout.axis("y", "n")], w[self.layout.axis("w", "c")] * self.groups)
+
+    def kernel_grad_shape(self, x: Sequence[int], g: Sequence[int]) -> tuple[int, ...]:
+        """The shape of dw, from those of x and δ."""
+        return self.w_shape(x[self.layout.axis("x", "c")] // self.groups, g[self.layout.axis("y", "o")])
 
     @property
     def input_grad_padding(self) -> tuple[tuple[int, int], ...]:

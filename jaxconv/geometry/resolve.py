@@ -138,6 +138,15 @@ def spatial_rank(function: str, name: str, shape: Sequence[int], layout: str, le
     return rank
 
 
+def same_rank(function: str, first: str, shape: Sequence[int], second: str, other: Sequence[int]) -> None:
+    if len(other) != len(shape):
+        raise ValueError(
+            f"{function}: {second} must have as many axes as {first}, but {len(other)} != {len(shape)} "
+            f"({second}.shape = {tuple(other)}, {first}.shape = {tuple(shape)}). "
+            "A single example needs a batch axis: [None]."
+        )
+
+
 def window_geometry(
     function: str,
     spatial: Sequence[int],
@@ -215,12 +224,8 @@ def conv_geometry(
     """
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "x", x_shape, layout, least_rank)
+    same_rank(function, "x", x_shape, "w", w_shape)
     data, kernel = names(layout, rank)
-    if len(w_shape) != len(x_shape):
-        raise ValueError(
-            f"{function}: w must have as many axes as x, but {len(w_shape)} != {len(x_shape)} "
-            f"(w.shape = {tuple(w_shape)}, x.shape = {tuple(x_shape)}). A single example needs a batch axis: [None]."
-        )
     groups = integer(function, "groups", groups, 1)
     place = Layout.of(layout, rank)
     channels, inputs, outputs = x_shape[place.x[1]], w_shape[place.w[1]], w_shape[place.w[0]]
@@ -267,6 +272,7 @@ def conv_transpose_geometry(
     """
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "x", x_shape, layout)
+    same_rank(function, "x", x_shape, "w", w_shape)
     data, kernel = names(layout, rank)
     groups = integer(function, "groups", groups, 1)
     place = Layout.of(layout, rank)

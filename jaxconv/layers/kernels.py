@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from jaxconv.geometry import conv_geometry, conv_transpose_geometry, per_axis, spatial_rank
 from jaxconv.layers.base import Layer, Params, Shape, State, check_features, check_large_enough, check_windows, layer
-from jaxconv.ops.conv import check_groups, conv
+from jaxconv.ops.arguments import boolean, check_groups
+from jaxconv.ops.conv import conv
 from jaxconv.ops.conv_transpose import conv_transpose
 from jaxconv.ops.dense import dense
-from jaxconv.ops.wiring import boolean
 
 
 def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias: bool) -> Params:

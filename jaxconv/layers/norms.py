@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from jaxconv.geometry import integer
 from jaxconv.layers.base import Layer, Params, Shape, State, layer
+from jaxconv.ops.arguments import number
 from jaxconv.ops.batch_norm import batch_norm, check_momentum
 from jaxconv.ops.norm import group_norm, instance_norm, layer_norm, rms_norm
 from jaxconv.ops.standardise import check_eps
-from jaxconv.ops.wiring import number
 from jaxconv.windows import accumulator
 
 

@@ -12,8 +12,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
+from jaxconv.ops.arguments import boolean, check_rules, floating, number
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import boolean, check_rules, floating, number
 from jaxconv.windows import widened
 
 

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxconv.forward import inverse_root, mean
 from jaxconv.geometry import Layout, check_layout, spatial_rank
+from jaxconv.ops.arguments import boolean, check_rules, floating, number
 from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, scale_and_bias, standardise
-from jaxconv.ops.wiring import boolean, check_rules, floating, number
 from jaxconv.windows import accumulator, widened
 
 

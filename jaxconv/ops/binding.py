@@ -9,12 +9,16 @@ evaluates that. Both bind the gradient as `rules` says:
     "autodiff"              nothing: JAX differentiates the value
     a `ConvRules`           speaks of kernels only, so an op here is what it is by default, "fast"
 
-What is trilinear needs no building block of its own: `jaxconv.conv`, `conv_input_grad` and `conv_kernel_grad` are
-each other's gradients, and ops composed of them have theirs. `docs/own_rules.md` builds one of each kind.
+An op with a kernel is bilinear: one of the three maps of a convolution, which are each other's derivatives. `bilinear`
+evaluates it, under all rules in every mode and order, since it is primitives that carry a rule set: a name stands for
+that of `jaxconv.rules.NAMED`, and only "autodiff" for none. `docs/own_rules.md` builds one of each kind.
+
+Everything that depends on the value of `rules` is decided in this file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -23,12 +27,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxconv import primitives
-from jaxconv.ops.wiring import check_rules
-from jaxconv.primitives import LinearPair
+from jaxconv import forward, primitives
+from jaxconv.geometry import Geometry
+from jaxconv.ops.arguments import Rules, check_engine, check_rules, frozen
+from jaxconv.primitives import FAST, LinearPair
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, NAMED, ConvRules, Map
 
-__all__ = ["LinearPair", "Rule", "apply", "linear", "linear_pair"]
+__all__ = ["LinearPair", "Rule", "apply", "bilinear", "linear", "linear_pair"]
 
+# The names under which an op without a kernel is bound by `jax.custom_vjp`.
 REVERSE_ONLY = ("textbook", "rotated")
 
 
@@ -163,6 +170,79 @@ def linear(rules: Any, pair: LinearPair, static: Hashable, x: jax.Array, *intege
     if rules in REVERSE_ONLY:
         return apply(rules, _rule_of(pair), static, x, *integers)
     return pair.apply(x, *integers, static=static)
+
+
+def bilinear(
+    rules: Rules, of: Map, geometry: Geometry, a: jax.Array, b: jax.Array, *, engine: str = "auto",
+    precision: Any = None, dtype: Any = None,
+) -> jax.Array:  # fmt: skip
+    """One of the three maps of a convolution, its value and its gradients as `rules` has them.
+
+    An op with a kernel is one of them once its geometry is known: `conv_transpose` is `INPUT_GRAD`, and `conv` is
+    `CONV`, though its value is `lax`'s under all rules but "fast".
+
+    Args:
+      rules: "fast", "textbook", "rotated", "autodiff" or a `ConvRules`, as every op with a kernel takes them.
+      of: which map: `CONV`, `INPUT_GRAD` or `KERNEL_GRAD` of `jaxconv.rules`. `of.transposes` are the other two.
+      geometry: that of the convolution, as `jaxconv.geometry.conv_geometry` resolves it.
+      a, b: the map's operands, (x, w), (g, w) or (x, g), of one dtype and of the shapes that the geometry has.
+      engine: who computes the fast maps: "auto" or "xla".
+      precision: as in `jax.lax.conv_general_dilated`.
+      dtype: of the result; by default that of a.
+
+    Returns:
+      y, dx or dw. Its derivatives are the other two maps of the same rules, in every mode and order.
+
+    Raises:
+      ValueError: `rules` or `engine` is unknown; a rule returns another shape than `of.shape(geometry, ...)`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxconv import binding
+      >>> from jaxconv.geometry import conv_geometry
+      >>> from jaxconv.rules import CONV, INPUT_GRAD
+      >>> x, w = jnp.arange(4.0).reshape(1, 4, 1), jnp.array([1.0, 2.0]).reshape(2, 1, 1)
+      >>> geometry = conv_geometry("pairs", x.shape, w.shape, stride=2, padding="VALID")
+      >>> y, pullback = jax.vjp(lambda x: binding.bilinear("rotated", CONV, geometry, x, w), x)
+      >>> y.ravel(), pullback(y)[0].ravel()
+      (Array([2., 8.], dtype=float32), Array([ 2.,  4.,  8., 16.], dtype=float32))
+      >>> binding.bilinear("textbook", INPUT_GRAD, geometry, y, w).ravel()
+      Array([ 2.,  4.,  8., 16.], dtype=float32)
+
+    Source: the trilinear form in `jaxconv.rules.textbook`, of which the three maps are the partial gradients.
+    """
+    check_rules("binding.bilinear", rules)
+    check_engine("binding.bilinear", engine)
+    written, precision = rule_set(rules), frozen(precision)
+    if not isinstance(written, ConvRules):
+        options = {"precision": precision, "preferred_element_type": dtype if of.makes == "y" else None}
+        given = {option: value for option, value in options.items() if value is not None}
+        return _PLAIN[of](a, b, geometry, **given).astype(dtype or a.dtype)
+    return primitives.evaluate(
+        of, a, b, geometry, rules=written, precision=precision, dtype=dtype or a.dtype, engine=engine
+    )
+
+
+_PLAIN: dict[Map, Callable[..., jax.Array]] = {
+    CONV: forward.conv,
+    INPUT_GRAD: forward.input_grad,
+    KERNEL_GRAD: forward.kernel_grad,
+}
+
+
+def rule_set(rules: Rules) -> Rules:
+    """The `ConvRules` of a name; "autodiff" is the name of none, and stays."""
+    return NAMED.get(rules, rules) if isinstance(rules, str) else rules
+
+
+def gradients_of(rules: Rules) -> Rules:
+    """The rule set of a forward pass of `conv`: its gradients are those of `rules`, the convolution is `lax`'s.
+
+    So all rules but "fast", which chooses its formulation, have the same y to the last bit, and a rule that is slow or
+    wrong is so where it is looked for: in the backward pass.
+    """
+    rules = rule_set(rules)
+    return dataclasses.replace(rules, conv=forward.conv) if isinstance(rules, ConvRules) and rules != FAST else rules
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxconv import forward, primitives
-from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
-from jaxconv.ops.own_rules import held
-from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
-from jaxconv.rules import NAMED, ConvRules
+from jaxconv import forward
+from jaxconv.geometry import Geometry, Layout, check_layout, integer, per_axis, placed, spatial_rank
+from jaxconv.ops.arguments import (
+    Rules,
+    check_bias,
+    check_cotangent,
+    check_groups,
+    check_preferred,
+    convolution,
+    floating,
+    operands,
+    placement,
+)
+from jaxconv.ops.binding import bilinear, gradients_of, linear, linear_pair, rule_set
+from jaxconv.rules import CONV
 from jaxconv.windows import widened
-
-Rules = str | ConvRules
 
 
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
@@ -26,122 +32,25 @@ def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     return widened(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
-_bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
+_bias = linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)
+
+# The gradients of `conv` in x and in w: the other two of the trio.
+_IN_X, _IN_W = CONV.transposes
 
 
 # Shared by every op on kernels
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that the caller set: a rule need not know of the others."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def check_kernel_rules(function: str, rules: Any) -> Rules:
-    """The rules of an op with a kernel, the caller's held to their contract."""
-    check_rules(function, rules)
-    return held(function, rules) if isinstance(rules, ConvRules) else rules
-
-
-def prepare(
-    function: str, rules: Any, engine: Any, layout: Any, **arrays: Any
-) -> tuple[list[jax.Array], Rules, str, int]:
-    """Validate what all ops on kernels share: two arrays of one floating dtype and rank, and the choices."""
-    values = {name: floating(function, name, value) for name, value in arrays.items()}
-    same_dtype(function, **values)
-    rules = check_kernel_rules(function, rules)
-    check_engine(function, engine)
-    layout = check_layout(function, layout)
-    (first, a), (second, b) = values.items()
-    rank = spatial_rank(function, first, a.shape, layout)
-    if b.ndim != a.ndim:
-        raise ValueError(
-            f"{function}: {second} must have as many axes as {first}, but {b.ndim} != {a.ndim} "
-            f"({second}.shape = {b.shape}, {first}.shape = {a.shape}). A single example needs a batch axis: [None]."
-        )
-    return [a, b], rules, layout, rank
-
-
-def evaluate(
-    map_name: str, a: jax.Array, b: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any,
-    dtype: Any = None,
-) -> jax.Array:  # fmt: skip
-    """One of the three maps ("conv", "input_grad", "kernel_grad") as `rules` writes it, and its derivatives too."""
-    precision = frozen(precision)
-    if rules == "autodiff":
-        options = given(precision=precision, preferred_element_type=dtype)
-        return getattr(forward, map_name)(a, b, geometry, **options).astype(dtype or a.dtype)
-    bound = getattr(primitives, map_name)
-    return bound(
-        a, b, geometry, precision=precision, dtype=dtype or a.dtype, engine=engine, rules=rule_set(rules)
-    )  # fmt: skip
-
-
-def rule_set(rules: Rules) -> ConvRules:
-    return rules if isinstance(rules, ConvRules) else NAMED[rules]
 
 
 def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any, dtype: Any = None
 ) -> jax.Array:
     """`conv` on a resolved geometry: a rule set says what the gradients are; the forward pass is `lax`'s for all."""
-    if rules not in ("fast", "autodiff"):
-        rules = dataclasses.replace(rule_set(rules), conv=forward.conv)
-    return evaluate("conv", x, w, geometry, rules, engine, precision, dtype)
-
-
-def check_groups(function: str, name: str, channels: int, groups: Any) -> int:
-    """The channels of one group."""
-    groups = integer(function, "groups", groups, 1)
-    if channels % groups:
-        raise ValueError(
-            f"{function}: groups must divide the channels of {name}, but {channels} % {groups} = {channels % groups}."
-        )
-    return channels // groups
-
-
-def check_preferred(function: str, dtype: Any, x: jax.Array) -> Any:
-    """A result dtype must hold what the sums produce: floating, and not narrower than the operands."""
-    if dtype is None:
-        return None
-    dtype = jnp.dtype(dtype)
-    fits = jnp.issubdtype(dtype, jnp.floating) and (dtype == x.dtype or dtype.itemsize > x.dtype.itemsize)
-    if not fits:
-        raise TypeError(
-            f"{function}: preferred_element_type must be x's dtype or a wider floating one, but {dtype} is neither "
-            f"for {x.dtype}. Convert the result: y.astype(...)."
-        )
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def check_bias(function: str, b: Any, channels: int, x: jax.Array) -> jax.Array:
-    b = floating(function, "b", b)
-    same_dtype(function, x=x, b=b)
-    if b.shape != (channels,):
-        raise ValueError(
-            f"{function}: b must hold one number per output channel, but b.shape = {b.shape} != ({channels},). "
-            "A bias per position is an addition: y + b."
-        )
-    return b
+    return bilinear(gradients_of(rules), CONV, geometry, x, w, engine=engine, precision=precision, dtype=dtype)
 
 
 def add_bias(y: jax.Array, b: jax.Array, channel: int, rules: Rules) -> jax.Array:
-    """y with b added along its channel axis, the gradient of b bound as `rules` says."""
-    b, static = b.astype(y.dtype), (y.shape, channel)
-    if rules == "autodiff":
-        return y + forward.bias(b, *static)
-    return y + _bias.apply(b, static=static)
-
-
-def check_cotangent(
-    function: str, shape: tuple[int, ...], expected: tuple[int, ...], inside: tuple[int, ...], outside: tuple[int, ...]
-) -> None:
-    """δ must have the shape of the output it belongs to."""
-    if shape != expected:
-        raise ValueError(
-            f"{function}: g.shape must be that of the forward output, but {shape} != {expected}. "
-            f"With these options, the forward pass maps spatial {inside} to {outside}."
-        )
+    """y with b added along its channel axis. A bias belongs to a kernel, and has the modes that a kernel has."""
+    return y + linear(rule_set(rules), _bias, (y.shape, channel), b.astype(y.dtype))
 
 
 # The public functions
@@ -187,7 +96,9 @@ def conv(
       flip_kernel: whether to rotate the kernel first.
       layout: "NHWC" or "NCHW", for any number of spatial axes.
       rules: whose gradients: "fast", "textbook", "rotated", "autodiff" (JAX's own), or your own `ConvRules`. The
-        forward pass is the same, and so are the transformations: all of JAX's.
+        forward pass is `lax`'s under all but "fast", which takes the formulation that `plan` names: `textbook.conv` is
+        there to be read, and runs where a convolution is a gradient, that of `conv_transpose`. The transformations are
+        the same: all of JAX's.
       engine: who computes the fast maps: "auto" or "xla".
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default that of x. Sums are carried in float32 or wider
@@ -212,10 +123,10 @@ def conv(
     Source: the trilinear form in `jaxconv.rules.textbook` and its derivation in `jaxconv.rules.rotated`.
     """
     function = "conv"
-    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
-    geometry = conv_geometry(
+    (x, w), rules = operands(function, rules, engine, x=x, w=w)
+    geometry = convolution(
         function, x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=boolean(function, "flip_kernel", flip_kernel),
+        groups=groups, layout=layout, flip_kernel=flip_kernel,
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[0]], x)
     dtype = check_preferred(function, preferred_element_type, x)
@@ -267,21 +178,18 @@ def conv_input_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_input_grad"
-    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
-    place = Layout.of(layout, rank)
+    (g, w), rules = operands(function, rules, engine, g=g, w=w)
+    place, rank = placement(function, layout, g=g, w=w)
     channels = w.shape[place.w[1]] * integer(function, "groups", groups, 1)
     x_shape = placed(
         place.x, g.shape[place.y[0]], channels, per_axis(function, "spatial_shape", spatial_shape, rank, 0)
     )
-    geometry = conv_geometry(
+    geometry = convolution(
         function, x_shape, w.shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout,
-        flip_kernel=boolean(function, "flip_kernel", flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=flip_kernel,
     )  # fmt: skip
-    check_cotangent(
-        function, g.shape, geometry.y_shape(g.shape[place.y[0]], w.shape[place.w[0]]), geometry.spatial, geometry.out
-    )
-    return evaluate("input_grad", g, w, geometry, rules, engine, precision)
+    check_cotangent(function, g.shape, geometry.conv_shape(x_shape, w.shape), geometry.spatial, geometry.out)
+    return bilinear(rules, _IN_X, geometry, g, w, engine=engine, precision=precision)
 
 
 def conv_kernel_grad(
@@ -327,18 +235,17 @@ def conv_kernel_grad(
     Source: `jaxconv.rules.rotated`.
     """
     function = "conv_kernel_grad"
-    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
-    place = Layout.of(layout, rank)
-    channels, outputs = x.shape[place.x[1]], g.shape[place.y[1]]
-    per_group = check_groups(function, "x", channels, groups)
-    w_shape = placed(place.w, outputs, per_group, per_axis(function, "kernel_shape", kernel_shape, rank, 1))
-    geometry = conv_geometry(
+    (x, g), rules = operands(function, rules, engine, x=x, g=g)
+    place, rank = placement(function, layout, x=x, g=g)
+    per_group = check_groups(function, "x", x.shape[place.x[1]], groups)
+    taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)
+    w_shape = placed(place.w, g.shape[place.y[1]], per_group, taps)
+    geometry = convolution(
         function, x.shape, w_shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, layout=layout,
-        flip_kernel=boolean(function, "flip_kernel", flip_kernel),
+        input_dilation=input_dilation, groups=groups, layout=layout, flip_kernel=flip_kernel,
     )  # fmt: skip
-    check_cotangent(function, g.shape, geometry.y_shape(x.shape[place.x[0]], outputs), geometry.spatial, geometry.out)
-    return evaluate("kernel_grad", x, g, geometry, rules, engine, precision)
+    check_cotangent(function, g.shape, geometry.conv_shape(x.shape, w_shape), geometry.spatial, geometry.out)
+    return bilinear(rules, _IN_W, geometry, x, g, engine=engine, precision=precision)
 
 
 def conv_bias_grad(g: ArrayLike, *, layout: str = "NHWC") -> jax.Array:

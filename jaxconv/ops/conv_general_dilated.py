@@ -16,7 +16,8 @@ from jax import lax
 
 from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.wiring import frozen
+from jaxconv.ops.arguments import frozen
+from jaxconv.rules import CONV
 
 
 def conv_general_dilated(
@@ -76,7 +77,7 @@ def conv_general_dilated(
     geometry, dtype = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
     if batch_group_count > 1:
         lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_group_count)
-    y = primitives.conv(lhs, rhs, geometry, precision=frozen(precision), dtype=dtype, engine="auto")
+    y = primitives.evaluate(CONV, lhs, rhs, geometry, precision=frozen(precision), dtype=dtype)
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

@@ -8,17 +8,15 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jaxconv.geometry import Layout, conv_transpose_geometry, per_axis, placed
-from jaxconv.ops.conv import (
-    Rules,
-    add_bias,
-    check_bias,
-    check_cotangent,
-    check_groups,
-    conv_bias_grad,
-    evaluate,
-    prepare,
-)
+from jaxconv.geometry import conv_transpose_geometry, per_axis, placed
+from jaxconv.ops.arguments import Rules, check_bias, check_cotangent, check_groups, operands, placement
+from jaxconv.ops.binding import bilinear
+from jaxconv.ops.conv import add_bias, conv_bias_grad
+from jaxconv.rules import INPUT_GRAD
+
+# The layer is the middle map of the trio; its gradients in x and in w are the other two. It has the places of x and y
+# exchanged: its input stands where the convolution that it transposes has δ.
+_IN_X, _IN_W = INPUT_GRAD.transposes
 
 
 def conv_transpose(
@@ -69,13 +67,13 @@ def conv_transpose(
     Source: the middle row of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose"
-    (x, w), rules, layout, _ = prepare(function, rules, engine, layout, x=x, w=w)
+    (x, w), rules = operands(function, rules, engine, x=x, w=w)
     geometry = conv_transpose_geometry(
         function, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
         dilation=dilation, groups=groups, layout=layout,
     )  # fmt: skip
     bias = None if b is None else check_bias(function, b, w.shape[geometry.layout.w[1]] * geometry.groups, x)
-    y = evaluate("input_grad", x, w, geometry, rules, engine, precision)
+    y = bilinear(rules, INPUT_GRAD, geometry, x, w, engine=engine, precision=precision)
     return y if bias is None else add_bias(y, bias, geometry.layout.x[1], rules)
 
 
@@ -118,8 +116,8 @@ def conv_transpose_input_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_input_grad"
-    (g, w), rules, layout, rank = prepare(function, rules, engine, layout, g=g, w=w)
-    place = Layout.of(layout, rank)
+    (g, w), rules = operands(function, rules, engine, g=g, w=w)
+    place, rank = placement(function, layout, g=g, w=w)
     spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
     geometry = conv_transpose_geometry(
         function, placed(place.y, g.shape[place.x[0]], w.shape[place.w[0]], spatial), w.shape, stride=stride,
@@ -127,7 +125,7 @@ def conv_transpose_input_grad(
     )  # fmt: skip
     channels = w.shape[place.w[1]] * geometry.groups
     check_cotangent(function, g.shape, geometry.x_shape(g.shape[place.x[0]], channels), geometry.out, geometry.spatial)
-    return evaluate("conv", g, w, geometry, rules, engine, precision)
+    return bilinear(rules, _IN_X, geometry, g, w, engine=engine, precision=precision)
 
 
 def conv_transpose_kernel_grad(
@@ -171,8 +169,8 @@ def conv_transpose_kernel_grad(
     Source: the transposes of the trio, `jaxconv.primitives`.
     """
     function = "conv_transpose_kernel_grad"
-    (x, g), rules, layout, rank = prepare(function, rules, engine, layout, x=x, g=g)
-    place = Layout.of(layout, rank)
+    (x, g), rules = operands(function, rules, engine, x=x, g=g)
+    place, rank = placement(function, layout, x=x, g=g)
     per_group = check_groups(function, "g", g.shape[place.x[1]], groups)
     taps = per_axis(function, "kernel_shape", kernel_shape, rank, 1)
     geometry = conv_transpose_geometry(
@@ -181,7 +179,7 @@ def conv_transpose_kernel_grad(
     )  # fmt: skip
     expected = geometry.x_shape(x.shape[place.y[0]], per_group * geometry.groups)
     check_cotangent(function, g.shape, expected, geometry.out, geometry.spatial)
-    return evaluate("kernel_grad", g, x, geometry, rules, engine, precision)
+    return bilinear(rules, _IN_W, geometry, g, x, engine=engine, precision=precision)
 
 
 conv_transpose_bias_grad = conv_bias_grad

@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.conv import Rules, add_bias, check_bias, check_kernel_rules, convolve
-from jaxconv.ops.wiring import floating, same_dtype
+from jaxconv.ops.arguments import Rules, check_bias, check_kernel_rules, floating, same_dtype
+from jaxconv.ops.conv import add_bias, convolve
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))

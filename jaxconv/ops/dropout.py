@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxconv.ops.arguments import check_rules, floating, number
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import check_rules, floating, number
 
 
 def _drop(keep: float, x: jax.Array, mask: jax.Array) -> jax.Array:

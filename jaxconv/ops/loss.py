@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxconv import forward
+from jaxconv.ops.arguments import as_array, check_rules, floating, known, number
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import as_array, check_rules, floating, known, number
 from jaxconv.windows import widened
 
 

@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
+from jaxconv.ops.arguments import boolean, check_rules, floating, integers, known
 from jaxconv.ops.binding import Rule, apply, linear, linear_pair
 from jaxconv.ops.pool import pool_geometry
-from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
 from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
 

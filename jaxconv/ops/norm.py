@@ -8,8 +8,8 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
+from jaxconv.ops.arguments import check_rules, floating
 from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, scale_and_bias, standardise
-from jaxconv.ops.wiring import check_rules, floating
 
 
 def _channel_axis(function: str, x: jax.Array, axis: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,16 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.geometry import Geometry
-from jaxconv.rules import ConvRules
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, ConvRules, Map
 
-# What each rule is called with, and what its result is called.
-_TAKES = {"conv": "(x, w, geometry)", "input_grad": "(g, w, geometry)", "kernel_grad": "(x, g, geometry)"}
-_GIVES = {"conv": "y", "input_grad": "dx", "kernel_grad": "dw"}
+# What an array is called where it is an operand, and where it is a result.
+_TAKEN = {"x": "x", "w": "w", "y": "g"}
+_MADE = {"x": "dx", "w": "dw", "y": "y"}
 
 
 def held(function: str, rules: ConvRules) -> ConvRules:
     """The same rules, each of which says by name what is wrong with it; `function` is the op that they serve."""
-    return ConvRules(**{f.name: _Held(function, f.name, getattr(rules, f.name)) for f in fields(rules)})
+    return ConvRules(
+        input_grad=_Held(function, INPUT_GRAD, rules.input_grad),
+        kernel_grad=_Held(function, KERNEL_GRAD, rules.kernel_grad),
+        conv=_Held(function, CONV, rules.conv),
+    )
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,14 @@ class _Held:
     """A rule whose arguments are checked when an op gets it, and whose result when it has run."""
 
     function: str
-    name: str
+    of: Map
     rule: Callable[..., Any]
 
     def __post_init__(self) -> None:
         if not _accepts(self.rule, 3, {}):
+            taken = ", ".join(_TAKEN[array] for array in self.of.takes)
             raise TypeError(
-                f"{self.function}: rules.{self.name} must take {_TAKES[self.name]}, but {self} takes "
+                f"{self.function}: rules.{self.of.name} must take ({taken}, geometry), but {self} takes "
                 f"{_parameters(self.rule)}."
             )
 
@@ -46,21 +51,21 @@ class _Held:
         if not _accepts(self.rule, 3, options):
             names = ", ".join(f"{name}=None" for name in options)
             raise TypeError(
-                f"{self.function}: {' and '.join(options)} is passed on to rules.{self.name}, but {self} takes "
+                f"{self.function}: {' and '.join(options)} is passed on to rules.{self.of.name}, but {self} takes "
                 f"{_parameters(self.rule)}. Add *, {names} to it, or do not ask for it."
             )
         try:
             result = self.rule(a, b, geometry, **options)
         except Exception as error:
             error.add_note(
-                f"{self.function}: raised in rules.{self.name} = {self}, called with arrays of shape {a.shape} and "
+                f"{self.function}: raised in rules.{self.of.name} = {self}, called with arrays of shape {a.shape} and "
                 f"{b.shape} and a geometry of {geometry.rank} spatial axes."
             )
             raise
-        return self._checked(result, _shape(self.name, a, b, geometry), b.dtype)
+        return self._checked(result, self.of.shape(geometry, a.shape, b.shape), b.dtype)
 
     def _checked(self, result: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        wanted = f"{self.function}: rules.{self.name} must return {_GIVES[self.name]}"
+        wanted = f"{self.function}: rules.{self.of.name} must return {_MADE[self.of.makes]}"
         if not isinstance(result, jax.Array | np.ndarray | np.generic):
             given = "None. Is its `return` missing?" if result is None else f"a {type(result).__name__}, not an array."
             raise TypeError(f"{wanted}, an array of shape {shape}, but {self} returned {given}")
@@ -96,13 +101,3 @@ def _parameters(rule: Callable[..., Any]) -> str:
     signature = inspect.signature(rule)
     bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=signature.empty))
-
-
-def _shape(name: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> tuple[int, ...]:
-    """The shape of a map's result, from those of its operands."""
-    place, groups = geometry.layout, geometry.groups
-    if name == "conv":
-        return geometry.y_shape(a.shape[place.x[0]], b.shape[place.w[0]])
-    if name == "input_grad":
-        return geometry.x_shape(a.shape[place.y[0]], b.shape[place.w[1]] * groups)
-    return geometry.w_shape(a.shape[place.x[1]] // groups, b.shape[place.y[1]])

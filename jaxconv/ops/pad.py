@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
+from jaxconv.ops.arguments import check_rules, floating
 from jaxconv.ops.binding import linear, linear_pair
-from jaxconv.ops.wiring import check_rules, floating
 from jaxconv.windows import accumulator, widened
 
 Widths = tuple[tuple[int, int], ...]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.geometry import conv_geometry, sizes
-from jaxconv.ops.wiring import check_engine
+from jaxconv.ops.arguments import check_engine
 from jaxconv.rules.fast import choice
 
 

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
+from jaxconv.ops.arguments import boolean, check_rules, floating, number
 from jaxconv.ops.binding import Rule, apply, linear_pair
-from jaxconv.ops.wiring import boolean, check_rules, floating, number
 from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
 # Sums over windows

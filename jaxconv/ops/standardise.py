@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from jaxconv import forward
 from jaxconv.forward import inverse_root, mean
+from jaxconv.ops.arguments import floating, number, same_dtype
 from jaxconv.ops.binding import Rule, apply
-from jaxconv.ops.wiring import floating, number, same_dtype
 from jaxconv.windows import accumulator, widened
 
 

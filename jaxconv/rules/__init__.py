@@ -9,21 +9,75 @@ and what a function takes is what the forward pass must remember for it. The key
 and `preferred_element_type` are passed on only when the caller set them.
 
 A rule set is carried by primitives, which know of the three maps what no single function shows: that they are each
-other's derivatives, and that a batch of convolutions is a convolution (`jaxconv.primitives`).
+other's derivatives, and that a batch of convolutions is a convolution (`jaxconv.primitives`). `Map` says both, once:
+
+    map                   transposed in its 1st operand   transposed in its 2nd operand
+    conv(x, w)            input_grad(ct, w)               kernel_grad(x, ct)
+    input_grad(g, w)      conv(ct, w)                     kernel_grad(ct, g)
+    kernel_grad(x, g)     input_grad(g, ct)               conv(x, ct)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import jax
 
 from jaxconv import forward
+from jaxconv.geometry import INDICES, Geometry
 from jaxconv.rules import fast, rotated, textbook
 from jaxconv.rules.backward import InputGrad, KernelGrad, options_of
 
-__all__ = ["NAMED", "ConvRules", "fast", "rotated", "textbook"]
+__all__ = [
+    "CONV",
+    "INPUT_GRAD",
+    "KERNEL_GRAD",
+    "NAMED",
+    "TRIO",
+    "ConvRules",
+    "Map",
+    "fast",
+    "rotated",
+    "textbook",
+]
+
+
+class Map(NamedTuple):
+    """One of the three partial gradients of T(x, w, g): it takes two of the arrays and makes the third.
+
+    What a map takes another map makes, and that one is its transpose there: the three are closed under differentiation.
+    Of n, c and o, the indices that are no positions and no taps, a map sums over the one that its operands share; the
+    others pass from an operand to the result, and that is where a batch of the operand can go.
+
+    Attributes:
+      name: what a `ConvRules` calls it.
+      takes: its operands, "y" being δ here.
+      makes: its result.
+      shape: (geometry, shape, shape) -> the shape of the result, from those of the operands.
+    """
+
+    name: str
+    takes: tuple[str, str]
+    makes: str
+    shape: Callable[..., tuple[int, ...]]
+
+    @property
+    def transposes(self) -> tuple[Map, Map]:
+        """The maps that are its transposes in its first operand and in its second."""
+        first, second = (next(of for of in TRIO if of.makes == array) for array in self.takes)
+        return first, second
+
+    def kept(self, array: str) -> str:
+        """Which index of an operand is one of the result, too."""
+        return next(index for index in INDICES[array] if index in INDICES[self.makes])
+
+
+CONV = Map("conv", ("x", "w"), "y", Geometry.conv_shape)
+INPUT_GRAD = Map("input_grad", ("y", "w"), "x", Geometry.input_grad_shape)
+KERNEL_GRAD = Map("kernel_grad", ("x", "y"), "w", Geometry.kernel_grad_shape)
+TRIO = (CONV, INPUT_GRAD, KERNEL_GRAD)
 
 
 @dataclass(frozen=True)
@@ -43,7 +97,8 @@ class ConvRules:
     Args:
       input_grad: (g, w, geometry) -> dx, with dx.shape = geometry.x_shape(batch, channels).
       kernel_grad: (x, g, geometry) -> dw, with dw.shape = geometry.w_shape(channels // groups, outputs).
-      conv: the map the two are gradients of; the input gradient of a transposed convolution is this one.
+      conv: the map the two are gradients of. It is what the input gradient of a transposed convolution runs; a forward
+        pass of `conv` does not, since it is `lax`'s under all rules but "fast".
     """
 
     input_grad: Callable[..., jax.Array]

@@ -25,9 +25,8 @@ class InputGrad:
     options: tuple[str, ...]
 
     def __call__(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-        layout = geometry.layout
-        shape = geometry.x_shape(g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups)
-        return _gradient(0, self.backward, self.options, geometry, jnp.zeros(shape, g.dtype), w, g)
+        x = jnp.zeros(geometry.input_grad_shape(g.shape, w.shape), g.dtype)
+        return _gradient(0, self.backward, self.options, geometry, x, w, g)
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,8 @@ class KernelGrad:
     options: tuple[str, ...]
 
     def __call__(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-        layout = geometry.layout
-        shape = geometry.w_shape(x.shape[layout.x[1]] // geometry.groups, g.shape[layout.y[1]])
-        return _gradient(1, self.backward, self.options, geometry, x, jnp.zeros(shape, g.dtype), g)
+        w = jnp.zeros(geometry.kernel_grad_shape(x.shape, g.shape), g.dtype)
+        return _gradient(1, self.backward, self.options, geometry, x, w, g)
 
 
 def options_of(backward: Callable[..., Any]) -> tuple[str, ...]:

@@ -49,8 +49,7 @@ def input_grad(
     """∂T/∂x: full convolution of the dilated δ with the rotated, channel-transposed kernel."""
     layout = geometry.layout
     if g.size == 0:
-        shape = geometry.x_shape(g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups)
-        return jnp.zeros(shape, preferred_element_type or g.dtype)
+        return jnp.zeros(geometry.input_grad_shape(g.shape, w.shape), preferred_element_type or g.dtype)
     kernel = w if geometry.flip_kernel else rot180(w, geometry)
     return forward.conv_general_dilated(
         g,
@@ -72,8 +71,7 @@ def kernel_grad(
     """∂T/∂w: convolution of the input with δ; channels act as the batch and the batch is summed."""
     layout = geometry.layout
     if x.size == 0 or g.size == 0:
-        shape = geometry.w_shape(x.shape[layout.x[1]] // geometry.groups, g.shape[layout.y[1]])
-        return jnp.zeros(shape, preferred_element_type or g.dtype)
+        return jnp.zeros(geometry.kernel_grad_shape(x.shape, g.shape), preferred_element_type or g.dtype)
     swapped = [(spec[1], spec[0], *spec[2:]) for spec in (layout.x, layout.y, layout.w)]
     dw = forward.conv_general_dilated(
         x,

@@ -61,7 +61,10 @@ def _grouped(a: jax.Array, groups: int) -> jax.Array:
 def conv(
     x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
-    """y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]."""
+    """∂T/∂g: tap k adds what it reads, times w[k]. The gradient of a transposed convolution; a forward pass is `lax`'s.
+
+    y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]
+    """
     flat, dtype = geometry.channels_last(), preferred_element_type or jnp.result_type(x, w)
     x, kernel = _channels_last(x, geometry.layout.x), _channels_last(w, geometry.layout.w)
     read = _grouped(padded(x, flat), geometry.groups)

@@ -32,10 +32,11 @@ from jax.extend.core import primitives as known
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, channels_last
+from jaxconv.rules import KERNEL_GRAD
 from jaxconv.transforms.program import CALLS, bind, by_table, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
-_KERNEL_GRAD = next(primitive for primitive in primitives.PLAIN if primitive.name == "jaxconv_kernel_grad")
+_KERNEL_GRAD = primitives.PRIMITIVES[KERNEL_GRAD]
 
 
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:

@@ -13,7 +13,8 @@ import pytest
 
 import jaxconv
 from jaxconv import binding
-from jaxconv.rules import rotated
+from jaxconv.geometry import conv_geometry
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, NAMED, TRIO, Map, rotated
 from tests.support.cases_ops import ALL_RULES, assert_close
 
 MINE = jaxconv.ConvRules(rotated.input_grad, rotated.kernel_grad)
@@ -141,11 +142,80 @@ def test_a_linear_map_has_every_mode_under_fast() -> None:
     assert "jaxconv_part_transpose" in str(jax.make_jaxpr(jax.grad(lambda x: f(x).sum()))(LINE))
 
 
+# A bilinear map: one of the trio, on a geometry of one's own.
+
+OPERANDS = {
+    CONV: ((1, 5, 4), (2, 2, 6)),
+    INPUT_GRAD: ((1, 2, 6), (2, 2, 6)),
+    KERNEL_GRAD: ((1, 5, 4), (1, 2, 6)),
+}
+GEOMETRY = conv_geometry("test", *OPERANDS[CONV], stride=2, padding=((0, -1),), groups=2)
+
+
+def operands(of: Map) -> list[jax.Array]:
+    return [jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(OPERANDS[of])]
+
+
+@pytest.mark.parametrize("of", TRIO, ids=lambda of: of.name)
+@pytest.mark.parametrize("rules", [*ALL_RULES, MINE], ids=lambda r: r if isinstance(r, str) else "ConvRules")
+def test_a_map_of_the_trio_and_its_derivatives_are_those_of_jax(rules: Any, of: Map) -> None:
+    def f(a: jax.Array, b: jax.Array, rules: Any = rules) -> jax.Array:
+        return binding.bilinear(rules, of, GEOMETRY, a, b)
+
+    a, b = operands(of)
+    assert f(a, b).shape == of.shape(GEOMETRY, a.shape, b.shape)
+    for transform in (
+        lambda f: f(a, b),
+        lambda f: jax.grad(lambda a, b: (f(a, b) ** 3).sum(), (0, 1))(a, b),
+        lambda f: jax.jvp(f, (a, b), (jnp.sin(a), jnp.cos(b))),
+        lambda f: jax.jit(jax.vmap(f))(jnp.stack([a, 2 * a]), jnp.stack([b, 3 * b])),
+    ):
+        assert_close(transform(f), transform(lambda a, b: f(a, b, "autodiff")))
+
+
+@pytest.mark.parametrize("rules", ["textbook", "rotated", "fast"])
+@pytest.mark.parametrize("of", TRIO, ids=lambda of: of.name)
+def test_the_maps_of_the_rule_set_run_and_no_others(of: Map, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is scaled, so that the result says whose it is."""
+    factors = {CONV: 2.0, INPUT_GRAD: 3.0, KERNEL_GRAD: 5.0}
+
+    def scaled(of: Map) -> Callable[..., jax.Array]:
+        return lambda a, b, geometry: factors[of] * getattr(rotated, of.name)(a, b, geometry)
+
+    monkeypatch.setitem(NAMED, rules, jaxconv.ConvRules(*map(scaled, (INPUT_GRAD, KERNEL_GRAD, CONV))))
+    a, b = operands(of)
+    y, pullback = jax.vjp(lambda a, b: binding.bilinear(rules, of, GEOMETRY, a, b), a, b)
+    right, right_pullback = jax.vjp(lambda a, b: binding.bilinear("autodiff", of, GEOMETRY, a, b), a, b)
+    assert_close(y, factors[of] * right)
+    for back, got, want in zip(of.transposes, pullback(y), right_pullback(y), strict=True):
+        assert_close(got, factors[back] * want)
+
+
+@pytest.mark.parametrize("rules", ALL_RULES)
+def test_a_map_has_the_dtype_that_is_asked_for(rules: str) -> None:
+    a, b = (a.astype(jnp.bfloat16) for a in operands(CONV))
+    assert binding.bilinear(rules, CONV, GEOMETRY, a, b).dtype == jnp.bfloat16
+    assert binding.bilinear(rules, CONV, GEOMETRY, a, b, dtype=jnp.float32).dtype == jnp.float32
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
     "binding.apply: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
     "but is 'quick'.": (lambda: binding.apply("quick", square(), 1.0, X, MASK), ValueError),
     "binding.linear: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
     "but is None.": (lambda: binding.linear(None, PART, 3, LINE, START), ValueError),
+    "binding.bilinear: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
+    "but is 'quick'.": (lambda: binding.bilinear("quick", CONV, GEOMETRY, *operands(CONV)), ValueError),
+    "binding.bilinear: engine must be one of auto, xla, but is 'gpu'.": (
+        lambda: binding.bilinear("fast", CONV, GEOMETRY, *operands(CONV), engine="gpu"),
+        ValueError,
+    ),
+    "rules.conv must return an array of shape (1, 2, 6), but what it returned has shape (2, 1, 6).": (
+        lambda: binding.bilinear(
+            jaxconv.ConvRules(rotated.input_grad, rotated.kernel_grad, lambda *a: rotated.conv(*a).swapaxes(0, 1)),
+            CONV, GEOMETRY, *operands(CONV),
+        ),
+        ValueError,
+    ),
     "binding.apply: static must be hashable, but is [3]. Make it of tuples and numbers; an array is an operand.": (
         lambda: binding.apply("fast", square(), [3], X, MASK),
         TypeError,

@@ -8,7 +8,7 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
-from jaxconv.ops.wiring import RULES
+from jaxconv.ops.arguments import RULES
 from jaxconv.rules import NAMED, ConvRules, rotated
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxconv
-from jaxconv.ops.wiring import RULES
+from jaxconv.ops.arguments import RULES
 from tests.support import oracle
 from tests.support.cases import FEW, Case, cotangent
 from tests.support.cases_transposed import FEW_TRANSPOSED

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxconv
-from jaxconv.ops.wiring import RULES
+from jaxconv.ops.arguments import RULES
 from tests.support import oracle
 from tests.support.cases import Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import spatial_and_taps

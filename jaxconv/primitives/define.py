@@ -1,0 +1,73 @@
+"""One definition for all primitives: eager call, shape rule, lowering."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxconv.primitives.mesh import distributed
+
+Static = tuple[tuple[str, Any], ...]
+
+# What each primitive computes, as plain JAX: how automatic differentiation would see it.
+PLAIN: dict[Primitive, Callable[..., jax.Array]] = {}
+
+
+def define(
+    name: str,
+    compute: Callable[..., jax.Array],
+    plain: Callable[..., jax.Array],
+    result: Callable[..., jax.ShapeDtypeStruct],
+) -> Primitive:
+    """A primitive that runs and lowers to `compute`, with the shape and dtype that `result` says."""
+    primitive = Primitive(f"jaxconv_{name}")
+    PLAIN[primitive] = plain
+    primitive.def_impl(functools.partial(call, primitive))
+    primitive.def_abstract_eval(functools.partial(_abstract, result))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    return primitive
+
+
+def lower_on_cpu(primitive: Primitive, alone: Callable[..., jax.Array], split: Callable[..., jax.Array]) -> None:
+    """Lower to `alone` on a CPU; to `split` where the program runs on several."""
+    here, everywhere = (mlir.lower_fun(f, multiple_results=False) for f in (alone, split))
+
+    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
+        return (everywhere if distributed(ctx) else here)(ctx, *operands, **static)
+
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+def call(primitive: Primitive, *operands: jax.Array, **static: Any) -> jax.Array:
+    """An eager call: through a cached `jit`, so that dispatch costs what `lax` costs."""
+    with jax.disable_jit(False):  # jit is how a primitive runs at all: without it this would recurse
+        return _program(primitive, tuple(static.items()))(*operands)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _program(primitive: Primitive, static: Static) -> Callable[..., jax.Array]:
+    def bind(*operands: jax.Array) -> jax.Array:
+        return primitive.bind(*operands, **dict(static))
+
+    bind.__name__ = bind.__qualname__ = primitive.name
+    return jax.jit(bind)
+
+
+def _abstract(result: Callable[..., jax.ShapeDtypeStruct], *operands: Any, **static: Any) -> Any:
+    out = result(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands), **static)
+    first = operands[0]
+    sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
+    return first.update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
+
+
+def mapped(function: Callable[..., jax.Array], depth: int) -> Callable[..., jax.Array]:
+    """A function mapped over the `depth` leading axes of all its operands."""
+    for _ in range(depth):
+        function = jax.vmap(function)
+    return function

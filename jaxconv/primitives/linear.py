@@ -1,0 +1,112 @@
+"""Linear pairs: a linear map and its hand-written transpose, each the other's gradient."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
+
+from jaxconv.primitives import mesh
+from jaxconv.primitives.define import Static, define, mapped
+
+
+class LinearPair(NamedTuple):
+    """A linear map and its transpose: functions (x, *integers, static=...) -> y, linear in x.
+
+    Args:
+      plain, plain_transpose: the two in plain JAX.
+      there, back: the same as primitives, each the derivative of the other; what `apply` and `transpose` bind.
+    """
+
+    plain: Callable[..., jax.Array]
+    plain_transpose: Callable[..., jax.Array]
+    there: Primitive
+    back: Primitive
+
+    def apply(self, x: jax.Array, *integers: jax.Array, static: Any) -> jax.Array:
+        """The map, under every transformation."""
+        return _bind(self.there, x, *integers, static=static, depth=0)
+
+    def transpose(self, g: jax.Array, *integers: jax.Array, static: Any) -> jax.Array:
+        """Its transpose, under every transformation."""
+        return _bind(self.back, g, *integers, static=static, depth=0)
+
+    @property
+    def transposed(self) -> LinearPair:
+        """The same pair, entered by its other door."""
+        return LinearPair(self.plain_transpose, self.plain, self.back, self.there)
+
+
+def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
+    """Two primitives from two functions (x, *residuals, static) -> y, each the transpose of the other.
+
+    Residuals are integers. Under `vmap` the pair keeps its rule: `depth` leading axes are mapped over.
+    """
+    there, back = _primitive(name, apply), _primitive(f"{name}_transpose", transpose)
+    _derive(there, back)
+    _derive(back, there)
+    return LinearPair(apply, transpose, there, back)
+
+
+def _primitive(name: str, function: Callable[..., jax.Array]) -> Primitive:
+    compute = functools.partial(_computed, function)
+    return define(name, compute, compute, functools.partial(_traced, function))
+
+
+def _computed(function: Callable[..., jax.Array], *operands: jax.Array, static: Any, depth: int) -> jax.Array:
+    return mapped(functools.partial(function, static=static), depth)(*operands)
+
+
+def _traced(function: Callable[..., jax.Array], *operands: jax.ShapeDtypeStruct, **static: Any) -> jax.ShapeDtypeStruct:
+    return _trace(function, operands, tuple(static.items()))
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _trace(
+    function: Callable[..., jax.Array], operands: tuple[jax.ShapeDtypeStruct, ...], static: Static
+) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(functools.partial(_computed, function, **dict(static)), *operands)
+
+
+def _bind(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:
+    def spec(x: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """Axes that keep their size keep their sharding."""
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
+        out = jax.eval_shape(functools.partial(primitive.bind, **static), *shapes).shape
+        kept = [s if n == m else None for s, n, m in zip(x, operands[0].shape, out, strict=False)]
+        return tuple(kept) if len(out) == len(x) else (None,) * len(out)
+
+    return mesh.bind(primitive, spec, *operands, **static)
+
+
+def _derive(primitive: Primitive, back: Primitive) -> None:
+    """Register what a linear map is under differentiation, itself and `back`, and under `vmap`."""
+    ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive)
+    ad.primitive_transposes[primitive] = functools.partial(_transpose, back)
+    batching.primitive_batchers[primitive] = functools.partial(_batched, primitive)
+
+
+def _jvp(
+    primitive: Primitive, primals: Sequence[Any], tangents: Sequence[Any], **static: Any
+) -> tuple[jax.Array, jax.Array]:
+    (_, *residuals), (t, *_) = primals, tangents
+    # Integers have no tangents, so that of x is the one that brought us here.
+    return _bind(primitive, *primals, **static), _bind(primitive, t, *residuals, **static)
+
+
+def _transpose(back: Primitive, ct: Any, x: Any, *residuals: Any, **static: Any) -> list[Any]:
+    dx = ad.Zero(x.aval) if type(ct) is ad.Zero else _bind(back, ct, *residuals, **static)
+    return [dx, *[None] * len(residuals)]
+
+
+def _batched(
+    primitive: Primitive, operands: Sequence[Any], dims: Sequence[Any], *, depth: int, **static: Any
+) -> tuple[jax.Array, int]:
+    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+    # Every operand gets the batch: broadcasting is outside, so its transpose sums where it should.
+    operands = [batching.bdim_at_front(a, d, size) for a, d in zip(operands, dims, strict=True)]
+    return _bind(primitive, *operands, depth=depth + 1, **static), 0

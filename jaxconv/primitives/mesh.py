@@ -1,0 +1,62 @@
+"""Operands on several devices: marked alike under `shard_map`, bound under a mesh with explicit axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def alike(*operands: Any) -> list[Any]:
+    """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
+    varying = [_varying(jax.typeof(a)) for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]
+
+
+def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:
+    """Bind under any mesh. Under an explicit one the partitioner works inside and `spec` names the outcome.
+
+    `spec` is called as the primitive is, with the operands' own specs in their place, one entry per axis.
+    """
+    operands = tuple(alike(*operands))
+    mesh = _explicit_mesh(operands)
+    if mesh is None:
+        return primitive.bind(*operands, **static)
+    out = NamedSharding(mesh, PartitionSpec(*spec(*(_spec(a) for a in operands), **static)))
+    inner = jax.sharding.auto_axes(lambda *a: primitive.bind(*a, **static), out_sharding=out)
+    return inner(*operands)
+
+
+def distributed(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the program runs on several devices: a loop over examples would gather what is split between them."""
+    split = getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
+    return split or any(_varying(aval) for aval in ctx.avals_in)
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    """The manual mesh axes over which a value differs, under `shard_map`."""
+    known = getattr(aval, "vma", None)
+    return known if known is not None else aval.manual_axis_type.varying
+
+
+def _explicit_mesh(operands: Sequence[Any]) -> Any:
+    """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
+    for a in operands:
+        mesh = jax.typeof(a).sharding.mesh
+        if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def _spec(a: Any) -> tuple[Any, ...]:
+    aval = jax.typeof(a)
+    return (*aval.sharding.spec, *[None] * (aval.ndim - len(aval.sharding.spec)))
