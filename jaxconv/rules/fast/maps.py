@@ -1,9 +1,12 @@
-"""The three maps, each by the formulation that `choice` hands out."""
+"""The three maps, each by the formulation that `choice` hands out.
+
+Formulations work channels-last and on unflipped kernels; other layouts are transposed here, as XLA's CPU backend does
+for its own convolutions, unless the formulation takes any.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,73 +15,44 @@ import jax.numpy as jnp
 from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.rules import rotated
-from jaxconv.rules.fast import blocks, choice, folds, patches, phases, products, shifts
+from jaxconv.rules.fast import choice
+from jaxconv.rules.fast.formulation import Call
 
 
 @dataclass(frozen=True)
-class _Maps:
-    """The three maps on channels-last arrays, results in `dtype`: what the formulations build on each other with."""
+class Maps:
+    """The maps on channels-last arrays: what the formulations build on each other with.
+
+    Attributes:
+      platform: as a `Call` has it.
+      dtype: of the result; None for what `lax` makes of the operands'.
+      precision: of products, as `lax` takes it.
+      turned_kernels: whether the kernels that `conv` meets have been turned around.
+    """
 
     platform: str | None
     dtype: Any
     precision: Any
+    turned_kernels: bool = False
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "precision": self.precision}
-
-    @property
-    def lax_options(self) -> dict[str, Any]:
-        return {"preferred_element_type": self.dtype, "precision": self.precision}
-
-    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry, turned: bool = False) -> jax.Array:
+    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], w.shape[-1]
-        match choice.conv(self.platform, x.dtype, geometry, *sizes, turned=turned).formulation:
-            case "product":
-                return products.conv(x, w, geometry, **self.options)
-            case "shifts":
-                return shifts.conv(x, w, geometry, **self.options)
-            case "blocks":
-                return blocks.conv(x, w, geometry, self.conv, self.dtype)
-            case "phases":
-                return phases.conv(x, w, geometry, partial(self.conv, turned=turned), self.dtype)
-            case "merged phases":
-                return phases.merged(x, w, geometry, self.conv)
-        return forward.conv(x, w, geometry, **self.lax_options)
-
-    def input_grad(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-        inputs = w.shape[-2] * geometry.groups
-        match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]).formulation:
-            case "product":
-                return products.input_grad(g, w, geometry, **self.options)
-            case "fold":
-                return folds.input_grad(g, w, geometry, **self.options)
-            case "full":
-                kernel = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
-                return self.conv(g, kernel, geometry.full(), turned=True)
-        return rotated.input_grad(g, w, geometry, **self.lax_options)
+        call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels)
+        return choice.chosen(call).compute(x, w, geometry, self)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-        match choice.kernel_grad(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], g.shape[-1]).formulation:
-            case "product":
-                return products.kernel_grad(x, g, geometry, **self.options)
-            case "shifts":
-                return shifts.kernel_grad(x, g, geometry, **self.options)
-            case "blocks":
-                return blocks.kernel_grad(x, g, geometry, self.kernel_grad)
-            case "patches":
-                return patches.kernel_grad(x, g, geometry, **self.options)
-        return rotated.kernel_grad(x, g, geometry, **self.lax_options)
+        sizes = x.shape[0], x.shape[-1], g.shape[-1]
+        call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes)
+        return choice.chosen(call).compute(x, g, geometry, self)
 
+    def turned(self) -> Maps:
+        return replace(self, turned_kernels=True)
 
-def _maps(
-    platform: str | None, dtype: Any, precision: Any = None, preferred_element_type: Any = None
-) -> tuple[_Maps, Any]:
-    """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
-    wanted = preferred_element_type or dtype
-    with jax.numpy_dtype_promotion("standard"):
-        carried = jnp.promote_types(*map(forward.accumulator, (dtype, wanted)))
-    return _Maps(platform, carried, precision), wanted
+    def carrying(self, dtype: Any) -> Maps:
+        """The same for operands of a dtype, sums carried in float32 or wider and at least as wide as the result."""
+        with jax.numpy_dtype_promotion("standard"):
+            carried = jnp.promote_types(*map(forward.accumulator, (dtype, self.dtype or dtype)))
+        return replace(self, dtype=carried)
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
@@ -97,42 +71,50 @@ def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
     return a.transpose([order.index(axis) for axis in range(a.ndim)]).astype(dtype)
 
 
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any) -> jax.Array:
+def conv(
+    x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:  # fmt: skip
     """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
-    layout = geometry.layout
+    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    if choice.conv(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return forward.conv(x, w, geometry, **options)
-    maps, dtype = _maps(platform, x.dtype, **options)
-    y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
+    chosen = choice.chosen(Call("conv", platform, x.dtype, geometry, *sizes))
+    if chosen.any_layout:
+        return chosen.compute(x, w, geometry, maps)
+    x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
+    y = chosen.compute(x_last, w_last, geometry.channels_last(), maps.carrying(x.dtype))
     n, o, *spatial = layout.y
-    return _restored(y, (n, *spatial, o), dtype)
+    return _restored(y, (n, *spatial, o), preferred_element_type or x.dtype)
 
 
 def input_grad(
-    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
-) -> jax.Array:
+    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:  # fmt: skip
     """∂T/∂x; see `rotated.input_grad`."""
-    layout = geometry.layout
+    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    if choice.input_grad(platform, g.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.input_grad(g, w, geometry, **options)
-    maps, dtype = _maps(platform, g.dtype, **options)
-    dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
+    chosen = choice.chosen(Call("input_grad", platform, g.dtype, geometry, *sizes))
+    if chosen.any_layout:
+        return chosen.compute(g, w, geometry, maps)
+    g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
+    dx = chosen.compute(g_last, w_last, geometry.channels_last(), maps.carrying(g.dtype))
     n, c, *spatial = layout.x
-    return _restored(dx, (n, *spatial, c), dtype)
+    return _restored(dx, (n, *spatial, c), preferred_element_type or g.dtype)
 
 
 def kernel_grad(
-    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
-) -> jax.Array:
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:  # fmt: skip
     """∂T/∂w; see `rotated.kernel_grad`."""
-    layout = geometry.layout
+    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    if choice.kernel_grad(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.kernel_grad(x, g, geometry, **options)
-    maps, dtype = _maps(platform, x.dtype, **options)
-    dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())
+    chosen = choice.chosen(Call("kernel_grad", platform, x.dtype, geometry, *sizes))
+    if chosen.any_layout:
+        return chosen.compute(x, g, geometry, maps)
+    x_last, g_last = _data(x, layout.x), _data(g, layout.y)
+    dw = chosen.compute(x_last, g_last, geometry.channels_last(), maps.carrying(x.dtype))
     o, c, *taps = layout.w
-    dw = _restored(dw, (*taps, c, o), dtype)
+    dw = _restored(dw, (*taps, c, o), preferred_element_type or x.dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw
