@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxconv.geometry import conv_geometry, sizes
-from jaxconv.ops.wiring import check_engine
+from jaxconv.ops.wiring import boolean, check_engine, floating
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
 
@@ -90,11 +91,12 @@ def plan(
     Source: `jaxconv.rules.fast.choice`, the same function that the lowering calls.
     """
     function, dtype = "plan", jnp.dtype(dtype)
+    floating(function, "x", np.zeros((), dtype))
     check_engine(function, engine)
     x_shape, w_shape = sizes(function, "x_shape", x_shape), sizes(function, "w_shape", w_shape)
     geometry = conv_geometry(
         function, x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=flip_kernel,
+        groups=groups, layout=layout, flip_kernel=boolean(function, "flip_kernel", flip_kernel),
     )  # fmt: skip
     place = geometry.layout
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]

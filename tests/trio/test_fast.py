@@ -283,8 +283,20 @@ def test_plan_is_for_the_machine_it_runs_on_unless_told_otherwise() -> None:
         (((2, 6, 6, 3), (3, 3, 2, 4)), {}, r"plan: w.shape\[2\] \* groups must equal x.shape\[-1\], but 2 \* 1 != 3"),
         (((2, 6, 6, 3), (3, 3, 3, 4)), {"stride": 0}, "plan: stride must be at least 1"),
         (((2, 6, 6, 3), (3, 3, 3, 4)), {"engine": "fastest"}, "plan: engine must be one of auto, xla"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"flip_kernel": 1}, "plan: flip_kernel must be True or False, but is 1"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"layout": "HWCN"}, "plan: layout must be one of NHWC, NCHW"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"groups": 2.0}, "plan: groups must be an int, but is 2.0"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"padding": "FULL"}, "plan: padding must be one of SAME"),
+        (((2, 3), (3, 4)), {}, "plan: x must have a batch, a channel and at least 1 spatial axis"),
+        (((2, 6, 6, 3), (3, 3, 4)), {}, "plan: w must have as many axes as x, but 3 != 4"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"dtype": "int32"}, "plan: x.dtype must be floating"),
     ],
 )
-def test_plan_refuses_what_conv_refuses(shapes: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_plan_refuses_what_conv_refuses_in_the_same_words(shapes: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as refused:
         jaxconv.plan(*shapes, **options)
+    x, w = (np.zeros(shape, options.get("dtype", "float32")) for shape in shapes)
+    given = {name: value for name, value in options.items() if name != "dtype"}
+    with pytest.raises(refused.type) as by_conv:
+        jaxconv.conv(x, w, **given)
+    assert str(by_conv.value) == str(refused.value).replace("plan:", "conv:", 1)
