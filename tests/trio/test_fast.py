@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -157,6 +159,14 @@ def test_candidates_are_the_chosen_one_lax_and_whatever_else_is_legal(platform: 
 def test_a_map_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(KeyError, match="correlate"):
         choice.chosen(replace(calls(ALL[0])["conv"], map="correlate"))
+
+
+def test_the_rows_that_justify_a_threshold_are_rows_of_the_benchmark() -> None:
+    root = Path(jaxconv.__file__).parents[1]
+    rows = [row["row"] for row in json.loads((root / "experiments/results/benchmark.json").read_text())["rows"]]
+    files = sorted((root / "jaxconv/rules/fast").glob("*.py"))
+    named = {name for file in files for name in re.findall(r'"(\d+×[^"]*)"', file.read_text())}
+    assert len(named) > 8 and all(any(row.startswith(name) for row in rows) for name in named), named
 
 
 ONCE = {  # how often `choice` is asked: for the call, and for each of those that its formulation makes of it
