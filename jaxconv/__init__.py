@@ -6,6 +6,7 @@ from jaxconv.explanation import explain
 from jaxconv.gradcheck import check
 from jaxconv.ops import binding
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
+from jaxconv.ops.batch_norm import batch_norm
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
 from jaxconv.ops.conv_general_dilated import conv_general_dilated
 from jaxconv.ops.conv_transpose import (
@@ -14,16 +15,16 @@ from jaxconv.ops.conv_transpose import (
     conv_transpose_input_grad,
     conv_transpose_kernel_grad,
 )
-from jaxconv.ops.dense import dense, dropout
+from jaxconv.ops.dense import dense
+from jaxconv.ops.dropout import dropout
 from jaxconv.ops.loss import mean_squared_error, softmax_cross_entropy
 from jaxconv.ops.max_pool import max_pool, max_unpool
-from jaxconv.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from jaxconv.ops.norm import group_norm, instance_norm, layer_norm, rms_norm
 from jaxconv.ops.pad import pad
 from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
-from jaxconv.per_example import per_example_grad_norms
 from jaxconv.rules import ConvRules
-from jaxconv.transforms import automatic
+from jaxconv.transforms import automatic, per_example_grad_norms
 
 __all__ = [
     "ConvRules",

@@ -10,7 +10,6 @@ Shapes are already validated and resolved: see `geometry.Geometry`.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,20 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.geometry import Axis, Geometry
+from jaxconv.geometry import Geometry
+from jaxconv.windows import accumulator, padded, tap_slice, taps, widened, window_counts
 
 # Bound once, for all files: somebody may put this library's drop-in where `lax` keeps its own.
 conv_general_dilated = lax.conv_general_dilated
-
-
-def accumulator(dtype: Any) -> Any:
-    """The dtype sums are carried in: float32 for the floats of 16 bits and fewer, else the dtype itself."""
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
-    return jnp.float32 if narrow else dtype
-
-
-def wide(x: jax.Array) -> jax.Array:
-    return x.astype(accumulator(x.dtype))
 
 
 # Convolution
@@ -91,39 +81,6 @@ def dense(x: jax.Array, w: jax.Array, *, precision: Any = None) -> jax.Array:
 # Windows
 
 
-def taps(geometry: Geometry) -> list[tuple[int, ...]]:
-    """All tap positions of the window, in row-major order."""
-    return list(itertools.product(*map(range, geometry.taps)))
-
-
-def padded(x: jax.Array, geometry: Geometry, fill: float = 0.0) -> jax.Array:
-    """x, dilated and padded (or cropped) so that every window lies inside."""
-    config = [(0, 0, 0)] * x.ndim
-    for axis, n in zip(geometry.layout.x[2:], geometry.axes, strict=True):
-        config[axis] = (n.lo, n.hi, n.input_dilation - 1)
-    return lax.pad(x, jnp.asarray(fill, x.dtype), config)
-
-
-def tap_slice(x: jax.Array, tap: Sequence[int], geometry: Geometry) -> jax.Array:
-    """What `tap` reads of a padded x, at every output position."""
-    start, limit, stride = [0] * x.ndim, list(x.shape), [1] * x.ndim
-    for axis, j, n in zip(geometry.layout.x[2:], tap, geometry.axes, strict=True):
-        start[axis] = min(j * n.dilation, x.shape[axis])
-        limit[axis] = start[axis] + (n.out - 1) * n.stride + 1 if n.out else start[axis]
-        stride[axis] = n.stride
-    return lax.slice(x, start, limit, stride)
-
-
-def at_tap(g: jax.Array, tap: Sequence[int], geometry: Geometry) -> jax.Array:
-    """The transpose of reading one tap: g[p] placed at input position s·p + d·k − lo."""
-    config = [(0, 0, 0)] * g.ndim
-    for axis, j, a in zip(geometry.layout.x[2:], tap, geometry.axes, strict=True):
-        low = j * a.dilation - a.lo
-        reach = (a.out - 1) * a.stride + 1 if a.out else 0
-        config[axis] = (low, a.n - low - reach, a.stride - 1)
-    return lax.pad(g, jnp.zeros((), g.dtype), config)
-
-
 def reduce_window(x: jax.Array, geometry: Geometry, fill: Any, op: Any) -> jax.Array:
     def full(values: Sequence[Any], rest: Any) -> tuple[Any, ...]:
         result = [rest] * x.ndim
@@ -154,35 +111,18 @@ def max_pool(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
     """y[n, p, c] = Σ_k x[n, s·p + d·k − lo, c]."""
-    return reduce_window(wide(x), geometry, np.asarray(0, accumulator(x.dtype)), lax.add).astype(x.dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
-    positions = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.k) * axis.dilation - axis.lo
-    lo, hi = counted
-    return ((positions >= -lo) & (positions < axis.n + hi)).sum(1)
-
-
-def window_counts(geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """How many elements each window averages over, those of the padding `counted` included; to broadcast against y."""
-    count = np.ones((1,) * (geometry.rank + 2))
-    for axis, n, pair in zip(geometry.layout.y[2:], geometry.axes, counted, strict=True):
-        along = [1] * (geometry.rank + 2)
-        along[axis] = n.out
-        count = count * _axis_counts(n, pair).reshape(along)
-    return count
+    return reduce_window(widened(x), geometry, np.asarray(0, accumulator(x.dtype)), lax.add).astype(x.dtype)
 
 
 def avg_pool(x: jax.Array, geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> jax.Array:
     """The mean of each window; 0 where there is nothing to count."""
     count = np.maximum(window_counts(geometry, counted), 1).astype(accumulator(x.dtype))
-    return (window_sum(wide(x), geometry) / count).astype(x.dtype)
+    return (window_sum(widened(x), geometry) / count).astype(x.dtype)
 
 
 def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
     """(Σ |x|^p)^(1/p) over each window, with gradient 0 where the window is all zero."""
-    z = wide(x)
+    z = widened(x)
     nonzero = z != 0
     total = window_sum(jnp.where(nonzero, jnp.abs(jnp.where(nonzero, z, 1)) ** p, 0), geometry)
     empty = total == 0
@@ -190,7 +130,7 @@ def lp_pool(x: jax.Array, geometry: Geometry, p: float) -> jax.Array:
 
 
 def global_avg_pool(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return wide(x).mean(axes).astype(x.dtype)
+    return widened(x).mean(axes).astype(x.dtype)
 
 
 def pad(x: jax.Array, widths: tuple[tuple[int, int], ...], mode: str) -> jax.Array:

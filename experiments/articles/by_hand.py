@@ -42,7 +42,7 @@ from rich.console import Console
 
 import jaxconv
 from experiments import data
-from experiments.articles import Claims, Equations, Rules, distinct, misprints, summed, terms
+from experiments.articles.claims import Claims, Equations, Rules, distinct, misprints, summed, terms
 
 # The article's equations as it prints them. Products are X·K, X·∂Z and ∂Z·K.
 OUTPUT: Equations = {

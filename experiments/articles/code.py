@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxconv
-from experiments.articles import Claims, Equations, Rules, distinct, main, misprints, summed, terms
+from experiments.articles.claims import Claims, Equations, Rules, distinct, main, misprints, summed, terms
 
 # As printed: each h is a sum of products W·X, each ∂W a sum of products X·∂h.
 OUTPUT: Equations = {

@@ -33,7 +33,7 @@ import numpy as np
 from jax import lax
 
 import jaxconv
-from experiments.articles import Claims, Rules, apart, distinct, main, paired, printed, terms
+from experiments.articles.claims import Claims, Rules, apart, distinct, main, paired, printed, terms
 from jaxconv.geometry import conv_geometry
 from jaxconv.rules import rotated
 

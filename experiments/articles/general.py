@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxconv
-from experiments.articles import Claims, Rules, distinct, main
+from experiments.articles.claims import Claims, Rules, distinct, main
 
 # The answer: one image, stride 1, no padding. Its indices count from 1, NumPy's from 0: entry i is array[i − 1].
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from experiments.benchmark.race import Budget
 from experiments.benchmark.report import header, line, picture, summary, summary_lines
 from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure
-from experiments.files import write_atomically
+from experiments.files import as_json, write_atomically
 from experiments.machine import machine
 from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
@@ -122,7 +122,7 @@ def put(report: dict[str, Any], row: dict[str, Any]) -> None:
 
 def write(report: dict[str, Any], path: Path) -> None:
     content = report | {"summary": summary(report["rows"])}
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, as_json(content) + "\n")
 
 
 def run(options: Options, console: Console) -> int:

@@ -2,7 +2,7 @@
 
 Every wrong gradient of `wrong.py` and every right one of `right.py`, in each dtype where the error exceeds what the
 dtype itself does, goes before `jaxconv.check`, `jax.test_util.check_grads` and a comparison for a cotangent of ones.
-The outcome, with versions and date, is in `experiments/results/verdicts.json`; the README has the table.
+The outcome, with versions and date, is in `experiments/results/verdicts.json`; `docs/verdicts.md` has the table.
 
     python -m experiments.verdicts --jobs 2 --out experiments/results/verdicts.json
 
@@ -15,7 +15,6 @@ rule somewhere inside. `--log` keeps every trial, with the error of each kind of
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import tyro
 from rich.progress import track
 from rich.table import Table
 
-from experiments.files import write_atomically
+from experiments.files import as_json, write_atomically
 from experiments.machine import machine
 from experiments.verdicts import bench
 from experiments.verdicts.judges import JUDGES
@@ -98,8 +97,7 @@ def main(options: Options) -> None:
     for mistake in report["mistakes"].get("jaxconv.check", ()):
         print(f"jaxconv.check is mistaken: {mistake}")
     if options.out:
-        content = json.dumps({"machine": machine("jax"), **report}, indent=1, ensure_ascii=False)
-        write_atomically(options.out, content + "\n")
+        write_atomically(options.out, as_json({"machine": machine("jax"), **report}) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from jaxconv.gradcheck.problem import (
     prepare,
     wide,
 )
-from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, at_kink, large, ratios, size
+from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, at_kink, large, magnitude, ratios
 from jaxconv.transforms import automatic
 
 _INSTRUCTION = re.compile(
@@ -132,7 +132,7 @@ def _agreement(p: Problem, yardstick: Yardstick, dxs: Any) -> dict[str, Agreemen
         if bounds.max(initial=0) > 1:
             jumps = jumps or yardstick.kinks(p.xs, yardstick.gs[0], np.random.default_rng(0))
             bounds = np.where(at_kink(dx, want, jumps[i]), 0, bounds)
-        ulp = float(jax.numpy.finfo(x.dtype).eps) * 2.0 ** math.floor(math.log2(size(want)))
+        ulp = float(jax.numpy.finfo(x.dtype).eps) * 2.0 ** math.floor(math.log2(magnitude(want)))
         error = np.where(bounds > 0, np.abs(dx - want), 0)
         found[path] = Agreement(float(error.max(initial=0)) / ulp, float(bounds.max(initial=0)), bounds)
     return found

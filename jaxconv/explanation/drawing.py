@@ -5,6 +5,7 @@ Everything is told apart by lightness and line, so that it survives a greyscale 
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from jaxconv.explanation.equations import LETTERS, Equation, number
 from jaxconv.explanation.grids import FAINT, Cell, Grid, Pen, decimal
 from jaxconv.explanation.reading import Index, Product
 from jaxconv.explanation.recipes import Recipe
+from jaxconv.explanation.svg import compact
 from jaxconv.geometry import placed
 
 if TYPE_CHECKING:
@@ -83,9 +85,13 @@ def figure(e: Explanation, path: str | Path | None, maps: Sequence[str], frames:
         FuncAnimation(drawn, draw, frames=count).save(path, writer=PillowWriter(fps=PER_SECOND), dpi=100)
         return drawn
     draw(0)
-    if path is not None:
+    if path is not None and kind == ".svg":
+        written = io.StringIO()
         with rc_context({"svg.hashsalt": "jaxconv"}):  # the same picture, the same file
-            drawn.savefig(path, dpi=DPI, metadata={"Date": None} if kind == ".svg" else None)
+            drawn.savefig(written, format="svg", dpi=DPI, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        Path(path).write_text(compact(written.getvalue()), encoding="utf-8")
+    elif path is not None:
+        drawn.savefig(path, dpi=DPI)
     return drawn
 
 

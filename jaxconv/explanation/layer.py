@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.explanation.reading import Bilinear, Index
-from jaxconv.geometry import Layout, placed
+from jaxconv.geometry import Layout, inverse, placed
 
 # Where an array has its (batch, channel, *spatial) or (out, in, *taps); None where it has no such axis.
 Spec = tuple[int | None, ...]
@@ -44,14 +44,14 @@ class Axes(NamedTuple):
         a = a.transpose([axis for axis in spec if axis is not None])
         sizes = iter(a.shape)
         a = a.reshape([1 if axis is None else next(sizes) for axis in spec])
-        return a.transpose(np.argsort(place))
+        return a.transpose(inverse(place))
 
     def lowered(self, name: str, a: Any) -> Any:
         """The inverse of `lifted`."""
         spec, place = self._specs(name)
         a = a.transpose(place)
         a = a.reshape([n for n, axis in zip(a.shape, spec, strict=True) if axis is not None])
-        return a.transpose(np.argsort([axis for axis in spec if axis is not None]))
+        return a.transpose(inverse([axis for axis in spec if axis is not None]))
 
     def shape(self, name: str, shape: Index) -> Index:
         """The shape of a lifted array."""

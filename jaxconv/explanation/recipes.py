@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxconv.geometry import Geometry, placed
+from jaxconv.geometry import Geometry, inverse, placed
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -131,7 +131,7 @@ class Recipe:
         else:
             out = np.moveaxis(out, 0, 1)
             out = out.reshape(out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])
-        return out.transpose(np.argsort(self.layout(self.result)))
+        return out.transpose(inverse(self.layout(self.result)))
 
     def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the w that moves, for a w of this shape: 20 filters of depth 3 become 3 of depth 20."""

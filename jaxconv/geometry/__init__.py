@@ -1,6 +1,16 @@
 """Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
 
-from jaxconv.geometry.algebra import LAYOUTS, Axis, Geometry, Layout, largest_divisor, placed
+from jaxconv.geometry.algebra import (
+    LAYOUTS,
+    Axis,
+    Geometry,
+    Layout,
+    channels_last,
+    inverse,
+    largest_divisor,
+    placed,
+    taps_first,
+)
 from jaxconv.geometry.resolve import (
     check_layout,
     conv_geometry,
@@ -20,11 +30,13 @@ __all__ = [
     "Axis",
     "Geometry",
     "Layout",
+    "channels_last",
     "check_layout",
     "conv_geometry",
     "conv_transpose_geometry",
     "hung_over",
     "integer",
+    "inverse",
     "largest_divisor",
     "names",
     "per_axis",
@@ -32,5 +44,6 @@ __all__ = [
     "resolve_padding",
     "sizes",
     "spatial_rank",
+    "taps_first",
     "window_geometry",
 ]

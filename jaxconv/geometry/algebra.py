@@ -224,6 +224,23 @@ class Geometry:
         return tuple(axis.kernel_grad_padding for axis in self.axes)
 
 
+def channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that turns an array of a layout channels-last: (batch, *spatial, channel) or (out, *taps, in)."""
+    first, second, *rest = spec
+    return (first, *rest, second)
+
+
+def taps_first(spec: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that turns a kernel of a layout into (*taps, in, out)."""
+    outputs, inputs, *taps = spec
+    return (*taps, inputs, outputs)
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes `order`."""
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
 def largest_divisor(n: int, most: int) -> int:
     """The largest divisor of n that is at most `most`."""
     return next(d for d in range(min(n, most), 0, -1) if n % d == 0)

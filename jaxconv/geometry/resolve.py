@@ -244,7 +244,7 @@ def conv_geometry(
     taps = _kernel_taps(function, w_shape, place)
     return window_geometry(
         function, spatial, taps, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, layout=layout, flip_kernel=flip_kernel, 
+        groups=groups, layout=layout, flip_kernel=flip_kernel,
     )  # fmt: skip
 
 
@@ -312,5 +312,4 @@ def conv_transpose_geometry(
     pads = tuple((lo, hi - e) for (lo, hi), e in zip(pads, extra, strict=True))
     return window_geometry(
         function, spatial, taps, stride=strides, padding=pads, dilation=dilations, groups=groups, layout=layout,
-        
     )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, size
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, magnitude
 
 
 def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
@@ -101,7 +101,11 @@ def _directions(t: Trial, xs: Arrays) -> Iterator[tuple[str, int | None, Arrays]
         return [np.where(there, u, 0) for there, u in zip(t.yardstick.known, us, strict=True)]
 
     for _ in range(1 if t.yardstick.large else 2):
-        yield "along a random direction: ⟨Jᵀv, u⟩", None, known([size(x) * t.rng.standard_normal(x.shape) for x in xs])
+        yield (
+            "along a random direction: ⟨Jᵀv, u⟩",
+            None,
+            known([magnitude(x) * t.rng.standard_normal(x.shape) for x in xs]),
+        )
     yield "along (1 + t)·x, x all arguments: ⟨Jᵀv, x⟩", None, known(xs)
     coordinates = set(t.suspects)
     for i in t.few():

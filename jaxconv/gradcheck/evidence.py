@@ -15,7 +15,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import compiled, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, in_float64, inner, known, least, ratios, size
+from jaxconv.gradcheck.yardstick import CONVENTION, in_float64, inner, known, least, magnitude, ratios
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -117,7 +117,7 @@ def adjoint(t: Trial) -> Evidence:
     def forward_mode(call: Callable[..., Any]) -> Callable[..., Any]:
         return lambda xs, us: jax.jvp(lambda *xs: call(xs), tuple(xs), tuple(us))[1]
 
-    us = [(size(wide(x)) * t.rng.standard_normal(x.shape)).astype(x.dtype) for x in t.xs]
+    us = [(magnitude(wide(x)) * t.rng.standard_normal(x.shape)).astype(x.dtype) for x in t.xs]
     try:
         along, whose = compiled(forward_mode(t.problem.f))(list(t.xs), us), "f's own forward mode"
     except Exception:

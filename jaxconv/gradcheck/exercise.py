@@ -17,8 +17,8 @@ from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, size
-from jaxconv.transforms import equations
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, magnitude
+from jaxconv.transforms.program import equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
 _CHOICES = {
@@ -95,7 +95,7 @@ def _rounded(t: Trial) -> list[np.ndarray] | None:
     for part in _COARSE:
         point = []
         for x in t.xs:
-            step = 2.0 ** round(math.log2(size(wide(x)) * part))
+            step = 2.0 ** round(math.log2(magnitude(wide(x)) * part))
             point.append((step * np.round(wide(x) / step)).astype(x.dtype))
         ys, dxs = t.yardstick.exact(point, t.gs[0])
         own = jax.tree.leaves(t.compiled(point, t.gs[0]))

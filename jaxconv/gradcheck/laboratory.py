@@ -21,7 +21,7 @@ from jax import lax
 from jaxconv import forward
 from jaxconv.gradcheck.problem import Problem, wide
 from jaxconv.gradcheck.yardstick import Arrays, in_float64
-from jaxconv.transforms import bind, called, interpret
+from jaxconv.transforms.program import bind, called, interpret
 
 _MAXIMA = ("reduce_window_max", "reduce_max")
 # Of more sums than this, the first are looked at.

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jaxconv.transforms import Program, contains, has_rules, is_opaque, trace
+from jaxconv.transforms.automatic import has_rules
+from jaxconv.transforms.precision import is_opaque, run
+from jaxconv.transforms.program import Program, contains, trace
 
 SMALLER = "Smaller arguments show the same mistakes: a batch of 2, a few channels."
 
@@ -47,8 +49,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in programs:
             closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
             apart = closed.jaxpr.replace(constvars=[], invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
-            run = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ())))
-            programs[key] = run, closed.consts, jax.tree.structure(shapes)
+            programs[key] = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ()))), closed.consts, jax.tree.structure(shapes)
         run, consts, results = programs[key]
         return jax.tree.unflatten(results, run(*consts, *leaves))
 
@@ -119,7 +120,7 @@ def _problem(name: str, program: Program, plain: Program) -> Problem:
         return tuple(ys[i] for i in outputs)
 
     def plainly(xs: Sequence[Any], floats: Any = None) -> tuple[Any, ...]:
-        ys = plain.run(placed(xs), floats)
+        ys = run(plain, placed(xs), floats)
         return tuple(ys[i] for i in outputs)
 
     return Problem(

@@ -36,7 +36,9 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from jaxconv import primitives
-from jaxconv.transforms import RULED, called, carried, evaluate, interpret
+from jaxconv.transforms.automatic import ruled
+from jaxconv.transforms.precision import carried, evaluate
+from jaxconv.transforms.program import called, interpret
 
 # Equations whose results are among their operands' values, up to sign: nothing is rounded.
 _EXACT = {
@@ -114,8 +116,8 @@ def _run(closed: ClosedJaxpr, operands: Sequence[Any], noise: _Noise) -> list[An
 
 def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
-    if name in RULED:
-        return _run(params[RULED[name]], operands, noise)
+    if (inner := ruled(eqn)) is not None:
+        return _run(inner, operands, noise)
     if eqn.primitive in primitives.PLAIN:
         plain = functools.partial(primitives.PLAIN[eqn.primitive], **params)
         return _run(jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars)), operands, noise)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.gradcheck.problem import Problem, wide
-from jaxconv.gradcheck.yardstick import SPREAD, Arrays, in_float64, size
+from jaxconv.gradcheck.yardstick import SPREAD, Arrays, in_float64, magnitude
 
 # Steps of finite differences, as parts of the arguments' size; and so much shorter where a kink may be near.
 _STEPS = 2.0**-4 * 8.0 ** -np.arange(6)
@@ -55,7 +55,7 @@ def differentiator(problem: Problem) -> Callable[..., Any]:
 
     def slope_along(xs: Arrays, gs: Arrays, us: Arrays, bound: float, value: float) -> tuple[float, float, Any]:
         longest = max(np.abs(u).max(initial=0) for u in us)
-        reach = next((size(x) for x, u in zip(xs, us, strict=True) if u.any()), 1.0)
+        reach = next((magnitude(x) for x, u in zip(xs, us, strict=True) if u.any()), 1.0)
         gs = [wide(g) for g in gs]
         unit = reach / longest if longest else 1.0
         ahead, behind, norms, absorbed = compiled(xs, us, gs, unit * _STEPS[1:4])

@@ -263,7 +263,7 @@ class Yardstick:
         """How far rounding typically takes a whole array, relative to itself: the worst of all arrays."""
         values = [*zip(*map(flat, self.truth), strict=True)]
         pairs = [(np.stack(n), np.stack(v)) for n, v in zip(self._noise, values, strict=True)]
-        ratios = [float(_rms(n)) / size(v) if n.size else 0.0 for n, v in pairs]
+        ratios = [float(_rms(n)) / magnitude(v) if n.size else 0.0 for n, v in pairs]
         eps = [float(jnp.finfo(dtype).eps) for dtype in self._dtypes()]
         typical = enumerate(zip(ratios, eps, strict=True))
         return SPREAD * max(max(self._factor(i) * r / self._amplitude, e) for i, (r, e) in typical)
@@ -287,7 +287,7 @@ class Yardstick:
             for draw in range(8 if self.large else 32):
                 if draw == (1 if self.large else 4) and not any(j.any() for j in jumps):
                     break
-                steps = [size(x) * rng.standard_normal(x.shape) for x in self.xs]
+                steps = [magnitude(x) * rng.standard_normal(x.shape) for x in self.xs]
                 far, near = (self._across(xs, gs, [by * s for s in steps]) for by in (2.0**-30, 2.0**-36))
                 jumps = [np.fmax(j, np.where(n > f / 2, n, 0)) for j, f, n in zip(jumps, far, near, strict=True)]
             self._kinks[key] = jumps
@@ -310,7 +310,7 @@ def _point(xs: Sequence[Any], gs: Sequence[Any]) -> int:
     return hash(b"".join(np.asarray(a).tobytes() for a in (*xs, *gs)))
 
 
-def size(x: np.ndarray) -> float:
+def magnitude(x: np.ndarray) -> float:
     """The root mean square of an array's finite entries; 1 if they are all zero."""
     return float(_rms(x)) or 1.0 if x.size else 1.0
 

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxconv.forward import accumulator
 from jaxconv.geometry import integer
 from jaxconv.layers.base import Layer, Params, Shape, State, layer
-from jaxconv.ops.norm import batch_norm, check_eps, check_momentum, group_norm, instance_norm, layer_norm, rms_norm
+from jaxconv.ops.batch_norm import batch_norm, check_momentum
+from jaxconv.ops.norm import group_norm, instance_norm, layer_norm, rms_norm
+from jaxconv.ops.standardise import check_eps
 from jaxconv.ops.wiring import number
+from jaxconv.windows import accumulator
 
 
 def _constant(shape: Shape, **values: float) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.layers.base import Layer, Params, Shape, State, check_large_enough, check_windows, layer
-from jaxconv.ops.dense import check_rate, dropout
+from jaxconv.ops.dropout import check_rate, dropout
 from jaxconv.ops.max_pool import max_pool
 from jaxconv.ops.pad import check_border, pad
 from jaxconv.ops.pool import avg_pool, check_power, global_avg_pool, lp_pool

@@ -12,19 +12,19 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
+from jaxconv.windows import widened
 
 
 def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Rule:
     """The rule of an elementwise function: `slope` is σ′, taking what `function` takes."""
 
     def primal(static: tuple[Any, ...], z: jax.Array) -> jax.Array:
-        return function(wide(z), *static).astype(z.dtype)
+        return function(widened(z), *static).astype(z.dtype)
 
     def multiply(static: tuple[Any, ...], z: jax.Array, t: jax.Array) -> jax.Array:
-        return wide(t) * slope(wide(z), *static)
+        return widened(t) * slope(widened(z), *static)
 
     return Rule(
         primal=primal,

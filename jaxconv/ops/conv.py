@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxconv import forward, primitives
-from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, per_axis, placed, spatial_rank
 from jaxconv.ops.own_rules import held
 from jaxconv.ops.wiring import boolean, check_engine, check_rules, floating, frozen, same_dtype
 from jaxconv.rules import NAMED, ConvRules
+from jaxconv.windows import widened
 
 Rules = str | ConvRules
 
@@ -23,7 +23,7 @@ Rules = str | ConvRules
 def _bias_grad(g: jax.Array, static: tuple[tuple[int, ...], int]) -> jax.Array:
     """db[o] = Σ_n Σ_p g[n, p, o]: a bias is read at every position of every example."""
     _, channel = static
-    return wide(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
+    return widened(g).sum(tuple(axis for axis in range(g.ndim) if axis != channel)).astype(g.dtype)
 
 
 _bias = primitives.linear_pair("bias", lambda b, static: forward.bias(b, *static), _bias_grad)

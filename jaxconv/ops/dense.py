@@ -1,4 +1,4 @@
-"""Dense layers and dropout. A dense layer is a convolution without spatial axes, and uses the same trio."""
+"""Dense layers. A dense layer is a convolution without spatial axes, and uses the same trio."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.conv import Rules, add_bias, check_bias, check_kernel_rules, convolve
-from jaxconv.ops.wiring import check_rules, floating, number, same_dtype
+from jaxconv.ops.wiring import floating, same_dtype
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
@@ -72,67 +70,3 @@ def dense(
     y = convolve(rows, w, _PRODUCT, rules, "auto", precision)
     y = y if b is None else add_bias(y, b, 1, rules)
     return y.reshape(*x.shape[:-1], w.shape[1])
-
-
-def _drop(keep: float, x: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
-
-
-_DROPOUT = Rule(
-    primal=_drop,
-    forward=lambda keep, x, mask: (_drop(keep, x, mask), mask),
-    tangent=lambda keep, mask, t, _: _drop(keep, t, mask),
-    cotangent=lambda keep, mask, g: (_drop(keep, g, mask), None),
-)
-
-
-def check_rate(function: str, rate: Any) -> float:
-    rate = number(function, "rate", rate)
-    if not 0 <= rate < 1:
-        raise ValueError(f"{function}: rate must satisfy 0 <= rate < 1, but is {rate:g}.")
-    return rate
-
-
-def _check_key(function: str, key: Any) -> None:
-    """One key, of the new kind or of the old (two words of 32 bits)."""
-    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    old = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim == 1
-    if not (old or new):
-        raise TypeError(f"{function}: key must be a jax.random key, but is {key!r}. Make one: jax.random.key(seed).")
-    if new and key.ndim:
-        raise ValueError(f"{function}: key must be one key, but has shape {key.shape}. Take one of them, or vmap.")
-
-
-def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -> jax.Array:
-    """Set each element to 0 with probability `rate` and divide the others by 1 − rate.
-
-    The gradient passes through the same mask. For inference, do not call it.
-
-    Args:
-      x: any shape, floating.
-      rate: probability of dropping, 0 ≤ rate < 1.
-      key: a `jax.random` key; the same key draws the same mask.
-      rules: "fast", "textbook", "rotated" or "autodiff".
-
-    Returns:
-      An array of x's shape and dtype, with x's expectation.
-
-    Raises:
-      ValueError, TypeError: when the rate is not a probability or the key is not a key.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxconv
-      >>> sorted(set(jaxconv.dropout(jnp.ones(100), 0.5, jax.random.key(0)).tolist()))
-      [0.0, 2.0]
-
-    Source: multiplication by a constant diagonal matrix, its own transpose.
-    """
-    function = "dropout"
-    x = floating(function, "x", x)
-    check_rules(function, rules)
-    rate = check_rate(function, rate)
-    _check_key(function, key)
-    if rate == 0:
-        return x
-    mask = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
-    return apply(rules, _DROPOUT, 1 - rate, x, mask)

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.ops.binding import Rule, apply
 from jaxconv.ops.wiring import as_array, check_rules, floating, known, number
+from jaxconv.windows import widened
 
 
 def _entropy_forward(_: None, logits: jax.Array, targets: jax.Array) -> Any:
@@ -135,7 +135,7 @@ def softmax_cross_entropy(
             f"{function}: label_smoothing must satisfy 0 <= label_smoothing < 1, but is {label_smoothing:g}."
         )
     classes = logits.shape[-1]
-    z, kept = wide(logits), None
+    z, kept = widened(logits), None
     if where is not None:
         where = _check_where(function, where, "the losses or the logits", logits.shape[:-1], logits.shape)
         where = where if where.ndim == logits.ndim else where[..., None]
@@ -239,7 +239,7 @@ def mean_squared_error(
         )
     if predictions.size == 0:
         raise ValueError(f"{function}: predictions must have at least one element, but have shape {predictions.shape}.")
-    p, t = wide(predictions), wide(targets)
+    p, t = widened(predictions), widened(targets)
     count: Any = p.size
     if where is not None:
         where = _check_where(function, where, "the predictions", p.shape)

@@ -13,26 +13,26 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
 from jaxconv.ops.binding import Rule, apply, linear, linear_pair
-from jaxconv.ops.pool import from_tiles, per_tile, pool_geometry, tap_shape, tiles
+from jaxconv.ops.pool import pool_geometry
 from jaxconv.ops.wiring import boolean, check_rules, floating, integers, known
+from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
 
 def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window and the row-major number of the first tap that holds it; NaN beats all."""
-    read = forward.padded(x, geometry, -np.inf)
-    every = forward.taps(geometry)
+    read = padded(x, geometry, -np.inf)
+    every = taps(geometry)
     # The first tap on a real element holds the place, so that δ of a window of −∞ does not go to padding.
     first = np.zeros((1,) * x.ndim, int)
     for number, tap in reversed(list(enumerate(every))):
         first = np.where(_tap_positions(geometry, tap)[1], number, first)
-    best = jnp.full_like(forward.tap_slice(read, every[0], geometry), -jnp.inf)
+    best = jnp.full_like(tap_slice(read, every[0], geometry), -jnp.inf)
     counter = np.min_scalar_type(len(every) - 1)
     winner = jnp.zeros_like(best, counter) + jnp.asarray(first, counter)
     for number, tap in enumerate(every):
-        value = forward.tap_slice(read, tap, geometry)
+        value = tap_slice(read, tap, geometry)
         wins = (value > best) | (jnp.isnan(value) & ~jnp.isnan(best))
         best = jnp.where(wins, value, best)
         winner = jnp.where(wins, jnp.asarray(number, winner.dtype), winner)
@@ -41,10 +41,10 @@ def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
 
 def _take(x: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     """y[n, p, c] = x at the remembered tap of window p; 0 where that tap lies on padding."""
-    read = forward.padded(x, static)
+    read = padded(x, static)
     y = jnp.zeros(winner.shape, x.dtype)
-    for number, tap in enumerate(forward.taps(static)):
-        y = jnp.where(winner == number, forward.tap_slice(read, tap, static), y)
+    for number, tap in enumerate(taps(static)):
+        y = jnp.where(winner == number, tap_slice(read, tap, static), y)
     return y
 
 
@@ -57,9 +57,9 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
         every = np.arange(math.prod(static.taps), dtype=winner.dtype).reshape(tap_shape(static))
         return from_tiles(jnp.where(per_tile(winner, static) == every, per_tile(g, static), 0), static)
     dx = None
-    for number, tap in enumerate(forward.taps(static)):
-        own = jnp.where(winner == number, wide(g), 0)
-        placed = forward.at_tap(own, tap, static)
+    for number, tap in enumerate(taps(static)):
+        own = jnp.where(winner == number, widened(g), 0)
+        placed = at_tap(own, tap, static)
         dx = placed if dx is None else dx + placed
     assert dx is not None
     return dx.astype(g.dtype)
@@ -138,8 +138,9 @@ def max_pool(
     """
     z, geometry, _ = pool_geometry("max_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("max_pool", rules)
+    return_indices = boolean("max_pool", "return_indices", return_indices)
     y = apply(rules, _MAX_POOL, geometry, z)
-    if not boolean("max_pool", "return_indices", return_indices):
+    if not return_indices:
         return y
     _, winner = _remember(lax.stop_gradient(z), geometry)
     return y, _positions(winner, geometry)
@@ -150,9 +151,7 @@ def _tap_positions(geometry: Geometry, tap: tuple[int, ...]) -> tuple[np.ndarray
     flat = np.zeros((1,) * (geometry.rank + 2), np.int32)
     real = np.ones_like(flat, bool)
     for axis, j, a in zip(geometry.layout.y[2:], tap, geometry.axes, strict=True):
-        along = [1] * (geometry.rank + 2)
-        along[axis] = a.out
-        position = (np.arange(a.out, dtype=np.int32) * a.stride + j * a.dilation - a.lo).reshape(along)
+        position = along(np.arange(a.out, dtype=np.int32) * a.stride + j * a.dilation - a.lo, axis, flat.ndim)
         flat = flat * a.n + position
         real = real & (position >= 0) & (position < a.n)
     return flat, real
@@ -160,7 +159,7 @@ def _tap_positions(geometry: Geometry, tap: tuple[int, ...]) -> tuple[np.ndarray
 
 def _positions(winner: jax.Array, geometry: Geometry) -> jax.Array:
     indices = jnp.full(winner.shape, -1, jnp.int32)
-    for number, tap in enumerate(forward.taps(geometry)):
+    for number, tap in enumerate(taps(geometry)):
         flat, real = _tap_positions(geometry, tap)
         indices = jnp.where((winner == number) & real, flat, indices)
     return indices
@@ -170,10 +169,8 @@ def _misplaced(indices: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Where an index is not a position that its own window reads."""
     wrong, rest = np.full(indices.shape, 0 in geometry.spatial), indices
     for axis, a in reversed([*zip(geometry.layout.y[2:], geometry.axes, strict=True)]):
-        along = [1] * indices.ndim
-        along[axis] = a.out
         rest, position = np.divmod(rest, max(a.n, 1))
-        offset = position.astype(np.int64) + a.lo - np.arange(a.out).reshape(along) * a.stride
+        offset = position.astype(np.int64) + a.lo - along(np.arange(a.out) * a.stride, axis, indices.ndim)
         wrong |= (offset < 0) | (offset >= a.span) | (offset % a.dilation != 0)
     return wrong | (rest != 0)
 
@@ -270,7 +267,7 @@ def max_unpool(
             )
     indices = indices if indices.dtype.itemsize >= 4 else indices.astype(jnp.int32)  # 8 bits cannot meet position 300
     _check_indices(function, indices, geometry)
-    every = forward.taps(geometry)
+    every = taps(geometry)
     nobody = len(every)  # a number no tap has: such a δ is put nowhere
     winner = jnp.full(indices.shape, nobody, np.min_scalar_type(nobody))
     for number, tap in enumerate(every):

@@ -11,10 +11,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
 from jaxconv.ops.binding import linear, linear_pair
 from jaxconv.ops.wiring import check_rules, floating
+from jaxconv.windows import accumulator, widened
 
 Widths = tuple[tuple[int, int], ...]
 MODES = ("zero", "circular", "reflect", "edge")
@@ -48,7 +48,7 @@ def _fold(g: jax.Array, static: tuple[Widths, str]) -> jax.Array:
     widths, mode = static
     if mode == "zero":
         return lax.pad(g, jnp.zeros((), g.dtype), [(-lo, -hi, 0) for lo, hi in widths])
-    dx = lax.pad(wide(g), jnp.zeros((), forward.accumulator(g.dtype)),
+    dx = lax.pad(widened(g), jnp.zeros((), accumulator(g.dtype)),
                  [(max(-lo, 0), max(-hi, 0), 0) for lo, hi in widths])  # fmt: skip
     for axis, (lo, hi) in enumerate(widths):
         if lo > 0 or hi > 0:

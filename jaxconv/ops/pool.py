@@ -13,44 +13,16 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.forward import wide
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
 from jaxconv.ops.binding import Rule, apply, linear_pair
 from jaxconv.ops.wiring import boolean, check_rules, floating, number
+from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
 # Sums over windows
 
 
 def _window_sum(x: jax.Array, static: Geometry) -> jax.Array:
     return forward.window_sum(x, static)
-
-
-def tiles(geometry: Geometry) -> bool:
-    """Whether the windows lie side by side, so that giving each its part of the input is a reshape."""
-    return geometry.stride == geometry.taps and max(geometry.dilation, default=1) == 1
-
-
-def per_tile(a: jax.Array, geometry: Geometry) -> jax.Array:
-    """One element per window with an axis of size 1 behind each spatial axis, to broadcast over the window's taps."""
-    return lax.expand_dims(a, [axis + i + 1 for i, axis in enumerate(geometry.layout.y[2:])])
-
-
-def tap_shape(geometry: Geometry) -> list[int]:
-    """The shape of something that depends on the tap alone, to broadcast against `per_tile`."""
-    shape = [1] * (2 + 2 * geometry.rank)
-    shape[geometry.layout.y[2] + 1 : geometry.layout.y[2] + 2 * geometry.rank : 2] = geometry.taps
-    return shape
-
-
-def from_tiles(a: jax.Array, geometry: Geometry) -> jax.Array:
-    """Windows side by side, (window, tap) for each spatial axis, as the input they were cut from."""
-    first = geometry.layout.y[2]
-    pairs = [(first + 2 * i, n) for i, n in enumerate(geometry.axes)]
-    shape = [*a.shape[:first], *(n.out * n.k for _, n in pairs), *a.shape[first + 2 * len(pairs) :]]
-    config = [(0, 0, 0)] * len(shape)
-    for axis, n in zip(geometry.layout.x[2:], geometry.axes, strict=True):
-        config[axis] = (-n.lo, n.n + n.lo - n.out * n.k, 0)
-    return lax.pad(a.reshape(shape), jnp.zeros((), a.dtype), config)
 
 
 def _spread(g: jax.Array, static: Geometry) -> jax.Array:
@@ -63,7 +35,7 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
         # Without an output there is nothing to spread: the padding alone makes up the input.
         lo, hi = a.input_grad_padding if a.out else (a.span - 1, a.n)
         config[axis] = (lo, hi, a.stride - 1)
-    padded = lax.pad(wide(g), jnp.zeros((), forward.accumulator(g.dtype)), config)
+    padded = lax.pad(widened(g), jnp.zeros((), accumulator(g.dtype)), config)
     window, dilation = [1] * g.ndim, [1] * g.ndim
     for axis, a in zip(static.layout.y[2:], static.axes, strict=True):
         window[axis], dilation[axis] = a.k, a.dilation
@@ -79,16 +51,16 @@ _Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that 
 
 
 def _weight(static: _Average, dtype: Any) -> np.ndarray:
-    return (1 / np.maximum(forward.window_counts(*static), 1)).astype(dtype)
+    return (1 / np.maximum(window_counts(*static), 1)).astype(dtype)
 
 
 def _average(static: _Average, _: None, t: jax.Array) -> jax.Array:
-    t = wide(t)
+    t = widened(t)
     return _windows.apply(t, static=static[0]) * _weight(static, t.dtype)
 
 
 def _average_transpose(static: _Average, _: None, g: jax.Array) -> tuple[jax.Array]:
-    g = wide(g)
+    g = widened(g)
     return (_spread(g * _weight(static, g.dtype), static[0]),)
 
 
@@ -102,7 +74,7 @@ _AVG_POOL = Rule(
 
 def _lp_slopes(p: float, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """∂y/∂x = y^(1−p) · |x|^(p−1) sign x, as a factor per window and one per element; 0 at 0."""
-    x, y = wide(x), wide(y)
+    x, y = widened(x), widened(y)
     some, nonzero = y != 0, x != 0
     outer = jnp.where(some, jnp.where(some, y, 1) ** (1 - p), 0)
     inner = jnp.where(nonzero, jnp.sign(x) * jnp.abs(jnp.where(nonzero, x, 1)) ** (p - 1), 0)
@@ -116,12 +88,12 @@ def _lp_forward(static: tuple[Geometry, float], x: jax.Array) -> Any:
 
 def _lp_tangent(static: tuple[Geometry, float], saved: Any, t: jax.Array) -> jax.Array:
     outer, inner = _lp_slopes(static[1], *saved)
-    return outer * _windows.apply(inner * wide(t), static=static[0])
+    return outer * _windows.apply(inner * widened(t), static=static[0])
 
 
 def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> tuple[jax.Array]:
     outer, inner = _lp_slopes(static[1], *saved)
-    return (inner * _spread(outer * wide(g), static[0]),)
+    return (inner * _spread(outer * widened(g), static[0]),)
 
 
 _LP_POOL = Rule(
@@ -133,12 +105,12 @@ _LP_POOL = Rule(
 
 
 def _global_tangent(axes: tuple[int, ...], _: Any, t: jax.Array) -> jax.Array:
-    return wide(t).mean(axes)
+    return widened(t).mean(axes)
 
 
 def _global_cotangent(axes: tuple[int, ...], shape: tuple[int, ...], g: jax.Array) -> tuple[jax.Array]:
     count = math.prod(shape[axis] for axis in axes)
-    return (jnp.broadcast_to(jnp.expand_dims(wide(g) / count, axes), shape),)
+    return (jnp.broadcast_to(jnp.expand_dims(widened(g) / count, axes), shape),)
 
 
 _GLOBAL_AVG_POOL = Rule(

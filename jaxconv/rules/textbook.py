@@ -23,27 +23,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv import forward
-from jaxconv.forward import accumulator, taps
-from jaxconv.geometry import Geometry, Layout
+from jaxconv.geometry import Geometry, channels_last, inverse
+from jaxconv.windows import accumulator, padded, tap_slice, taps
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """(batch, *spatial, channel) from any layout; for kernels (out, *taps, in)."""
-    return a.transpose(spec[0], *spec[2:], spec[1])
+    return a.transpose(channels_last(spec))
 
 
 def _restored(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """The inverse of `_channels_last`."""
-    order = (spec[0], *spec[2:], spec[1])
-    return a.transpose([order.index(axis) for axis in range(a.ndim)])
-
-
-def _canonical(geometry: Geometry) -> Geometry:
-    return Geometry(
-        geometry.spatial, geometry.taps, geometry.stride, geometry.padding, geometry.dilation,
-        geometry.input_dilation, geometry.groups, Layout.of("NHWC", geometry.rank), geometry.flip_kernel,
-    )  # fmt: skip
+    return a.transpose(inverse(channels_last(spec)))
 
 
 def _tap_of(tap: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
@@ -71,13 +62,13 @@ def conv(
     x: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
     """y[n, p, o] = Σ_k Σ_c x[n, s·p + d·k − lo, c] · w[k, c, o]."""
-    flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(x, w)
+    flat, dtype = geometry.channels_last(), preferred_element_type or jnp.result_type(x, w)
     x, kernel = _channels_last(x, geometry.layout.x), _channels_last(w, geometry.layout.w)
-    read = _grouped(forward.padded(x, flat), geometry.groups)
+    read = _grouped(padded(x, flat), geometry.groups)
     y = jnp.zeros((x.shape[0], *geometry.out, geometry.groups, kernel.shape[0] // geometry.groups), accumulator(dtype))
     for tap in taps(geometry):
         w_k = _kernel_at(kernel, tap, geometry)
-        y += jnp.einsum("n...gc,goc->n...go", forward.tap_slice(read, tap, flat), w_k,
+        y += jnp.einsum("n...gc,goc->n...go", tap_slice(read, tap, flat), w_k,
                         precision=precision, preferred_element_type=y.dtype)  # fmt: skip
     return _restored(_merged(y), geometry.layout.y).astype(dtype)
 
@@ -89,11 +80,11 @@ def input_grad(
 
     dx[n, s·p + d·k − lo, c] += Σ_o g[n, p, o] · w[k, c, o]
     """
-    flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(g, w)
+    flat, dtype = geometry.channels_last(), preferred_element_type or jnp.result_type(g, w)
     g, kernel = _channels_last(g, geometry.layout.y), _channels_last(w, geometry.layout.w)
     x = jax.ShapeDtypeStruct((g.shape[0], *geometry.spatial, kernel.shape[-1] * geometry.groups), accumulator(dtype))
     delta = _grouped(g, geometry.groups)
-    dx = jnp.zeros(jax.eval_shape(lambda x: forward.padded(x, flat), x).shape, x.dtype)
+    dx = jnp.zeros(jax.eval_shape(lambda x: padded(x, flat), x).shape, x.dtype)
     for tap in taps(geometry):
         w_k = _kernel_at(kernel, tap, geometry)
         sent = jnp.einsum("n...go,goc->n...gc", delta, w_k, precision=precision, preferred_element_type=x.dtype)
@@ -118,12 +109,12 @@ def kernel_grad(
 
     dw[k, c, o] = Σ_n Σ_p x[n, s·p + d·k − lo, c] · g[n, p, o]
     """
-    flat, dtype = _canonical(geometry), preferred_element_type or jnp.result_type(x, g)
+    flat, dtype = geometry.channels_last(), preferred_element_type or jnp.result_type(x, g)
     x, g = _channels_last(x, geometry.layout.x), _channels_last(g, geometry.layout.y)
-    read, delta = _grouped(forward.padded(x, flat), geometry.groups), _grouped(g, geometry.groups)
+    read, delta = _grouped(padded(x, flat), geometry.groups), _grouped(g, geometry.groups)
     dw = jnp.zeros((g.shape[-1], *geometry.taps, x.shape[-1] // geometry.groups), accumulator(dtype))
     for tap in taps(geometry):
-        dw_k = jnp.einsum("n...gc,n...go->goc", forward.tap_slice(read, tap, flat), delta,
+        dw_k = jnp.einsum("n...gc,n...go->goc", tap_slice(read, tap, flat), delta,
                           precision=precision, preferred_element_type=dw.dtype)  # fmt: skip
         dw = dw.at[:, *_tap_of(tap, geometry)].set(dw_k.reshape(dw.shape[0], dw.shape[-1]))
     return _restored(dw, geometry.layout.w).astype(dtype)

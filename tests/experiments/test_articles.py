@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 
 import jaxconv
-from experiments import articles, data
-from experiments.articles import Claims, by_hand, code, derivation, general
+from experiments import data
+from experiments.articles import by_hand, claims, code, derivation, general
+from experiments.articles.claims import Claims, Rules
 from jaxconv.rules import rotated
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def failures(part: Part, *args: Any) -> list[str]:
     return [claim.text for claim in claims.failed]
 
 
-def failures_of(part: Part, rules: articles.Rules = "rotated", seed: int = 1) -> list[str]:
+def failures_of(part: Part, rules: Rules = "rotated", seed: int = 1) -> list[str]:
     """Of a part that takes rules and a generator."""
     return failures(part, rules, np.random.default_rng(seed))
 
@@ -94,7 +95,7 @@ def test_a_script_as_a_user_runs_it() -> None:
 def test_a_failing_claim_is_named_and_is_the_exit_status(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["code"])
     monkeypatch.setitem(code.KERNEL_GRADIENT, 12, [(12, 11), (13, 12), (22, 21), (32, 22)])  # 32 for 23
-    assert articles.main(code.prove, code.__doc__) == 1
+    assert claims.main(code.prove, code.__doc__) == 1
     assert "claim failed: The equations, 3×3 input and 2×2 kernel: ∂W: printed = loops" in capsys.readouterr().out
 
 

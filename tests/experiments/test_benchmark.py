@@ -24,9 +24,11 @@ from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
 from experiments.benchmark.race import Budget, Contestant, Disagreement, agree, distance, race, ratios
 from experiments.benchmark.rows import ROWS, Row, Setting, conv_row, line_up, pool_row, step_row
 from experiments.benchmark.steps import PER_EXAMPLE, STEPS, Network, objective
+from experiments.files import as_json
 from experiments.stopping import StopSignal
 from experiments.train import UsageError
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 QUIET = Console(quiet=True)
 PEERS = rows.installed()
 TINY = Conv(2, (6, 6), 2, 3, 3)
@@ -258,6 +260,21 @@ def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(out: Path, **changes: Any) -> command.Options:
     return dataclasses.replace(command.Options(quick=True, out=out / "deep", columns=()), **changes)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_kept_as_they_are_written(path: Path) -> None:
+    text = path.read_text()
+    assert as_json(json.loads(text)) + "\n" == text
+
+
+def test_a_row_of_results_is_a_line() -> None:
+    rows = [{"row": f"{n}×{n}²", "ms": {"median": n / 7, "of": ["long"] * 40}} for n in range(3)]
+    content = {"machine": {"cores": 2}, "rows": rows, "none": [], "summary": {row["row"]: row["ms"] for row in rows}}
+    lines = as_json(content).splitlines()
+    assert json.loads("".join(lines)) == content
+    assert lines[1] == ' "machine": {"cores": 2},' and ' "none": [],' in lines
+    assert [json.loads(line.rstrip(",")) for line in lines if line.startswith('  {"row"')] == rows
 
 
 @pytest.mark.usefixtures("small_rows")

@@ -16,7 +16,9 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxconv
-from jaxconv.transforms import has_rules, trace
+from jaxconv.transforms.automatic import has_rules
+from jaxconv.transforms.precision import run
+from jaxconv.transforms.program import trace
 
 X = np.array([0.3, -0.2, 0.8, 1.1])
 
@@ -108,7 +110,7 @@ def test_floats_can_be_carried_in_another_precision(place: str) -> None:
 
     traced = trace("test", f, low)
     x = np.asarray(low, np.float64)
-    (got,) = jax.jit(lambda x: traced.run([x], jnp.float64))(x)
+    (got,) = jax.jit(lambda x: run(traced, [x], jnp.float64))(x)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, PLACES[place](jnp.sin, x), rtol=1e-13)
 
@@ -120,7 +122,7 @@ def test_random_numbers_and_rounding_are_the_same_in_another_precision() -> None
 
     x = jnp.asarray(X, jnp.float32)
     noise = np.asarray(jax.random.normal(jax.random.key(0), x.shape, x.dtype), np.float64)
-    (got,) = trace("test", f, x).run([np.asarray(x, np.float64)], jnp.float64)
+    (got,) = run(trace("test", f, x), [np.asarray(x, np.float64)], jnp.float64)
     np.testing.assert_allclose(got, np.asarray(x, np.float64) * (noise + 1), rtol=4 * np.finfo(np.float32).eps)
 
 

@@ -250,7 +250,7 @@ def test_long_work_is_not_silent(ops: str, monkeypatch: pytest.MonkeyPatch, caps
         time.sleep(0.35)
         return Report()
 
-    monkeypatch.setattr("jaxconv.__main__.SILENCE", 0.1)
+    monkeypatch.setattr("jaxconv.commands.speaking.SILENCE", 0.1)
     for command in ("check", "compare"):
         monkeypatch.setattr(jaxconv, command, slowly)
         assert main([command, f"{ops}:cube"]) == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
 import jaxconv
@@ -56,6 +60,40 @@ def test_files_of_every_format(tmp_path: Path) -> None:
         assert animation.n_frames == 4  # dx has the most positions
     e.figure(tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "recipe.svg").read_bytes()
+
+
+def resolved(text: str) -> tuple[list[Any], set[Any]]:
+    """What an SVG draws, in order, and what it defines: each shape, where it is, in which style."""
+    root = ElementTree.fromstring(text)
+    classes = dict(re.findall(r"\.(\w+) \{(.*?)\}", text))
+    drawn: list[Any] = []
+    defined: set[Any] = set()
+
+    def walk(element: Any, place: str, inside: bool) -> None:
+        inside, kind = inside or element.tag.endswith("defs"), element.tag.rpartition("}")[2]
+        said = [element.get(name, "") for name in ("transform", "clip-path", "d", "{http://www.w3.org/1999/xlink}href")]
+        place = "".join([place, element.get("style") or classes.get(element.get("class"), ""), *said[:2]])
+        if kind in ("path", "use", "image", "rect"):
+            shape = ("".join(word.split()) for word in (kind, place, *said[2:]))
+            defined.add(tuple(shape)) if inside else drawn.append(tuple(shape))
+        for child in element:
+            walk(child, "" if element.tag.endswith("defs") else place, inside)
+
+    walk(root, "", False)
+    return drawn, defined
+
+
+def test_an_svg_is_matplotlibs_with_a_line_for_each_thing_that_is_drawn(tmp_path: Path) -> None:
+    e = jaxconv.explain((1, 5, 5, 1), (2, 2, 1, 1), stride=2, padding="VALID")
+    figure, before = e.figure(tmp_path / "small.svg"), io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "jaxconv"}):
+        figure.savefig(before, format="svg")
+    after = (tmp_path / "small.svg").read_text()
+    assert resolved(after) == resolved(before.getvalue())
+    axes, lines = figure.axes[0], after.splitlines()
+    assert sum(line.startswith("<!-- ") for line in lines) == len(axes.texts)
+    assert sum(line.startswith("<path d=") for line in lines) == 1 + len(axes.patches)
+    assert "style=" not in after
 
 
 def test_a_strip_shows_as_many_positions_side_by_side() -> None:

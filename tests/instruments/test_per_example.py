@@ -16,7 +16,7 @@ import pytest
 import jaxconv
 from jaxconv import models
 from jaxconv.geometry import conv_geometry
-from jaxconv.per_example import Factors, _squared_norms, gram_is_cheaper, squared_norms
+from jaxconv.transforms.per_example import Factors, _squared_norms, gram_is_cheaper, squared_norms
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, spatial_and_taps

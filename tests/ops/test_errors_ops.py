@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +14,6 @@ import numpy as np
 import pytest
 
 import jaxconv as jc
-from jaxconv.ops import activation, dense, loss, norm, pad, pool
 
 X = np.ones((2, 6, 6, 4), np.float32)
 C = np.ones(4, np.float32)  # one number per channel
@@ -58,10 +59,11 @@ def _nothing_may_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def computed(*args: Any, **options: Any) -> Any:
         raise AssertionError("the mistake went unnoticed until the computation")
 
-    for module in (activation, dense, loss, norm, pool):
-        monkeypatch.setattr(module, "apply", computed)
-    monkeypatch.setattr(pad, "linear", computed)
-    monkeypatch.setattr(dense, "convolve", computed)
+    for info in pkgutil.iter_modules(jc.ops.__path__, "jaxconv.ops."):
+        module = importlib.import_module(info.name)
+        for name in ("apply", "linear", "convolve"):
+            if getattr(vars(module).get(name), "__module__", module.__name__) != module.__name__:
+                monkeypatch.setattr(module, name, computed)
 
 
 def check(call: Callable[[], Any], error: type[Exception], message: str) -> None:
@@ -125,6 +127,11 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: jc.max_pool(X, "2"),
         TypeError,
         "max_pool: window must be an int or one int per spatial axis, but is '2'.",
+    ),
+    (
+        lambda: jc.max_pool(X, 2, return_indices=1),
+        TypeError,
+        "max_pool: return_indices must be True or False, but is 1.",
     ),
     (lambda: jc.max_pool(X, 0), ValueError, "max_pool: window must be at least 1, but 0 < 1."),
     (lambda: jc.max_pool(X, (2, 0)), ValueError, "max_pool: window[1] must be at least 1, but 0 < 1."),

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import jaxconv.geometry
-from jaxconv.geometry import Axis, Geometry, Layout, conv_geometry, placed
+from jaxconv.geometry import LAYOUTS, Axis, Geometry, Layout, channels_last, conv_geometry, inverse, placed, taps_first
 
 # Every axis with up to 6 inputs and 3 taps, except those that crop more than there is.
 AXES = [
@@ -201,3 +201,19 @@ def test_every_spelling_of_padding_is_its_pairs(spelling: Any, pairs: Any) -> No
 @pytest.mark.parametrize("option", ["stride", "dilation", "input_dilation"])
 def test_an_int_is_one_per_axis(option: str) -> None:
     assert geometry((5, 6), (3, 2), **{option: 2}) == geometry((5, 6), (3, 2), **{option: [2, 2]})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rank", range(4))
+def test_a_layout_is_turned_channels_last_and_back(layout: str, rank: int) -> None:
+    place, many = Layout.of(layout, rank), tuple(range(3, 3 + rank))
+    shape, kernel = placed(place.x, 1, 2, many), placed(place.w, 1, 2, many)
+    assert tuple(shape[axis] for axis in channels_last(place.x)) == (1, *many, 2)
+    assert tuple(kernel[axis] for axis in channels_last(place.w)) == (1, *many, 2)
+    assert tuple(kernel[axis] for axis in taps_first(place.w)) == (*many, 2, 1)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))], ids=str)
+def test_an_inverse_undoes_its_permutation(order: tuple[int, ...]) -> None:
+    turned = [f"axis {axis}" for axis in order]
+    assert [turned[axis] for axis in inverse(order)] == ["axis 0", "axis 1", "axis 2", "axis 3"]

@@ -59,8 +59,9 @@ def outcomes(todo: Sequence[Task], jobs: int, log: Path | None) -> Iterator[list
 
 
 def share(cache: str) -> None:
-    """Compile every program once for all processes and seeds."""
-    jax.config.update("jax_compilation_cache_dir", cache)
+    """Compile every program once for all processes and seeds; where JAX_COMPILATION_CACHE_DIR says, if it does."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

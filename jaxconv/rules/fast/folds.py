@@ -22,10 +22,10 @@ from collections.abc import Iterator
 import jax
 from jax import lax
 
-from jaxconv.forward import at_tap, taps
 from jaxconv.geometry import Geometry
 from jaxconv.rules.fast import products
 from jaxconv.rules.fast.formulation import Call, Formulation, Maps
+from jaxconv.windows import at_tap, taps
 
 # The most columns of Z per column of δ. Row "128×28², 1→32, 3/1 input_grad" has 9 / 32: 3.2, EPYC 4.3. The next, with
 # 147 / 64, is "8×224², 3→64, 7/2" and not taken; no row lies in between, 2 is from the races above.

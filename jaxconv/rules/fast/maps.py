@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxconv import forward
-from jaxconv.geometry import Geometry
+from jaxconv.geometry import Geometry, channels_last, inverse, taps_first
 from jaxconv.rules import rotated
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
+from jaxconv.windows import accumulator
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,23 @@ class Maps:
     def carrying(self, dtype: Any) -> Maps:
         """The same for operands of a dtype, sums carried in float32 or wider and at least as wide as the result."""
         with jax.numpy_dtype_promotion("standard"):
-            carried = jnp.promote_types(*map(forward.accumulator, (dtype, self.dtype or dtype)))
+            carried = jnp.promote_types(*map(accumulator, (dtype, self.dtype or dtype)))
         return replace(self, dtype=carried)
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """x, y or g as (n, *spatial, channel)."""
-    return a.transpose(spec[0], *spec[2:], spec[1])
+    return a.transpose(channels_last(spec))
 
 
 def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
     """w as (*taps, in, out), unflipped."""
-    outputs, inputs, *taps = geometry.layout.w
-    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(*taps, inputs, outputs)
+    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(taps_first(geometry.layout.w))
 
 
 def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
     """The inverse of a transposition by `order`."""
-    return a.transpose([order.index(axis) for axis in range(a.ndim)]).astype(dtype)
+    return a.transpose(inverse(order)).astype(dtype)
 
 
 def conv(
@@ -83,8 +82,7 @@ def conv(
         return chosen.compute(x, w, geometry, maps)
     x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
     y = chosen.compute(x_last, w_last, geometry.channels_last(), maps.carrying(x.dtype))
-    n, o, *spatial = layout.y
-    return _restored(y, (n, *spatial, o), preferred_element_type or x.dtype)
+    return _restored(y, channels_last(layout.y), preferred_element_type or x.dtype)
 
 
 def input_grad(
@@ -99,8 +97,7 @@ def input_grad(
         return chosen.compute(g, w, geometry, maps)
     g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
     dx = chosen.compute(g_last, w_last, geometry.channels_last(), maps.carrying(g.dtype))
-    n, c, *spatial = layout.x
-    return _restored(dx, (n, *spatial, c), preferred_element_type or g.dtype)
+    return _restored(dx, channels_last(layout.x), preferred_element_type or g.dtype)
 
 
 def kernel_grad(
@@ -115,6 +112,5 @@ def kernel_grad(
         return chosen.compute(x, g, geometry, maps)
     x_last, g_last = _data(x, layout.x), _data(g, layout.y)
     dw = chosen.compute(x_last, g_last, geometry.channels_last(), maps.carrying(x.dtype))
-    o, c, *taps = layout.w
-    dw = _restored(dw, (*taps, c, o), preferred_element_type or x.dtype)
+    dw = _restored(dw, taps_first(layout.w), preferred_element_type or x.dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw

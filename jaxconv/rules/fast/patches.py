@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import padded, tap_slice, taps
 from jaxconv.geometry import Geometry, largest_divisor
 from jaxconv.rules.fast.formulation import Call, Formulation, Maps
+from jaxconv.windows import padded, tap_slice, taps
 
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21

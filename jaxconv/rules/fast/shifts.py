@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.forward import padded, tap_slice, taps
 from jaxconv.geometry import Geometry
 from jaxconv.rules.fast.formulation import Call, Formulation, Maps
+from jaxconv.windows import padded, tap_slice, taps
 
 # The most terms per output that are worth adding up one by one rather than multiplied as matrices, where there are
 # channels to sum. Row "8×28², 256→256, 3/1, 32 groups forward" has 72: 4.2, EPYC 6. No row has more.

@@ -28,13 +28,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jax.extend.core import primitives as known
 
-from jaxconv import forward, primitives
-from jaxconv.geometry import Geometry
-from jaxconv.transforms import bind, called, contains, interpret, leaves_of, trace
+from jaxconv import primitives
+from jaxconv.geometry import Geometry, channels_last
+from jaxconv.transforms.program import CALLS, bind, by_table, called, contains, interpret, leaves_of, trace
+from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
-# Equations that say in which order, shape, sign or precision the same numbers stand.
-_SAME_NUMBERS = {"convert_element_type", "reshape", "transpose", "squeeze", "rev", "neg", "copy", "copy_p"}
+_KERNEL_GRAD = next(primitive for primitive in primitives.PLAIN if primitive.name == "jaxconv_kernel_grad")
 
 
 def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> jax.Array:
@@ -101,8 +102,8 @@ def per_example_grad_norms(loss: Callable[[Any, Any], Any], params: Any, batch: 
     weights, loss = _weights(function, loss, params)
     weights = _own(weights, batch)
     _check_scalar(function, loss, weights, batch)
-    wide = any(w.dtype in (jnp.float64, jnp.complex128) for w in weights)
-    total = jnp.zeros(size, jnp.float64 if wide else jnp.float32)
+    doubled = any(w.dtype in (jnp.float64, jnp.complex128) for w in weights)
+    total = jnp.zeros(size, jnp.float64 if doubled else jnp.float32)
     if size == 0:
         return total
     for part in jax.vmap(functools.partial(_parts, function, loss, weights))(batch):
@@ -213,34 +214,56 @@ def _parts(function: str, loss: Callable[[Any, Any], Any], params: Any, example:
 
 
 def _square(a: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(forward.wide(jnp.abs(a))))
+    return jnp.sum(jnp.square(widened(jnp.abs(a))))
 
 
-def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """One equation's results, kernel gradients withheld."""
+def _descended(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """The results of a call, whose program is read likewise if a kernel gradient is in it."""
     program = called(eqn)
-    if program is not None and contains(program.jaxpr, _is_kernel_grad):
-        if eqn.params.get("prevent_cse"):
-            operands = [*lax.optimization_barrier([_value(a) for a in operands])]
-        return interpret(program.jaxpr, program.consts, operands, _evaluate)
-    if _keeps_length(eqn) and isinstance(operands[0], _Withheld):
-        factors, value = operands[0]
-        return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]
-    values = [_value(a) for a in operands]
-    if _is_kernel_grad(eqn):
-        x, g = values
-        return [_Withheld(Factors(x, g, eqn.params["geometry"]), lambda: bind(eqn, values, eqn.params)[0])]
-    return bind(eqn, values, eqn.params)
+    if program is None or not contains(program.jaxpr, _is_kernel_grad):
+        return _bound(eqn, operands)
+    if eqn.params.get("prevent_cse"):
+        operands = [*lax.optimization_barrier([_value(a) for a in operands])]
+    return interpret(program.jaxpr, program.consts, operands, _evaluate)
+
+
+def _withheld(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """A kernel gradient's operands, if it is ours to take apart."""
+    if not _is_kernel_grad(eqn):
+        return _bound(eqn, operands)
+    x, g = values = [_value(a) for a in operands]
+    return [_Withheld(Factors(x, g, eqn.params["geometry"]), lambda: bind(eqn, values, eqn.params)[0])]
+
+
+def _still_withheld(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """The same numbers in another order, shape, sign or floating precision have the same length."""
+    aval: Any = eqn.outvars[0].aval
+    if not (isinstance(operands[0], _Withheld) and jnp.issubdtype(aval.dtype, jnp.floating)):
+        return _bound(eqn, operands)
+    factors, value = operands[0]
+    return [_Withheld(factors, lambda: bind(eqn, [value()], eqn.params)[0])]
+
+
+def _bound(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    return bind(eqn, [_value(a) for a in operands], eqn.params)
+
+
+_SAME_NUMBERS = (
+    *(known.convert_element_type_p, known.reshape_p, known.transpose_p, known.squeeze_p, known.rev_p, known.neg_p),
+    known.copy_p,
+)
+_evaluate = by_table(
+    {
+        _KERNEL_GRAD: _withheld,
+        **dict.fromkeys(_SAME_NUMBERS, _still_withheld),
+        **dict.fromkeys(CALLS, _descended),
+    },
+    _bound,
+)
 
 
 def _is_kernel_grad(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name == "jaxconv_kernel_grad" and eqn.params["rules"] == primitives.FAST
-
-
-def _keeps_length(eqn: JaxprEqn) -> bool:
-    """Whether the result is the operand in another order, shape, sign or floating precision."""
-    results: list[Any] = [v.aval for v in eqn.outvars]
-    return eqn.primitive.name in _SAME_NUMBERS and all(jnp.issubdtype(a.dtype, jnp.floating) for a in results)
+    return eqn.primitive is _KERNEL_GRAD and eqn.params["rules"] == primitives.FAST
 
 
 def _value(a: Any) -> Any:
@@ -285,11 +308,9 @@ def _squared_norm(factors: Factors, gram: bool) -> jax.Array:
     geometry = factors.geometry
     with jax.numpy_dtype_promotion("standard"):  # δ may be wider than the kernel it meets
         common = jnp.promote_types(factors.x.dtype, factors.g.dtype)
-    product = functools.partial(
-        jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=forward.accumulator(common)
-    )
-    read = forward.padded(factors.x.astype(common), geometry)
-    slices = [forward.tap_slice(read, tap, geometry) for tap in forward.taps(geometry)]
+    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=accumulator(common))
+    read = padded(factors.x.astype(common), geometry)
+    slices = [tap_slice(read, tap, geometry) for tap in taps(geometry)]
     x = jnp.stack([_rows(a, geometry.layout.x, geometry) for a in slices], 2)  # (position, group, tap, channel)
     x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
     g = _rows(factors.g.astype(common), geometry.layout.y, geometry)
@@ -301,5 +322,5 @@ def _squared_norm(factors: Factors, gram: bool) -> jax.Array:
 
 def _rows(a: jax.Array, spec: tuple[int, ...], geometry: Geometry) -> jax.Array:
     """(batch, *spatial, channel) in any layout as (position, group, channel of the group)."""
-    a = a.transpose(spec[0], *spec[2:], spec[1])
+    a = a.transpose(channels_last(spec))
     return a.reshape(math.prod(a.shape[:-1]), geometry.groups, a.shape[-1] // geometry.groups)

@@ -1,0 +1,154 @@
+"""What normalisations share: the derivative of a standardisation is one symmetric matrix, its own transpose.
+
+With m elements standardised together, x̂ = (x − μ) / σ and σ² = variance + ε,
+
+    ∂x̂/∂x = (1/σ) (I − 11ᵀ/m − x̂x̂ᵀ/m)
+
+The 1 belongs to the mean and the x̂ to the variance; RMS normalisation has no mean and so no 1. Symmetric means that the
+tangent map and the backward pass are the same line of code. Batch, layer, group and instance normalisation differ in
+which axes they standardise over, and batch normalisation in what it remembers. Where σ = 0, which only ε = 0 allows (in
+the dtype of the statistics), nothing varies: x̂ is 0 there, not 0/0, and passes no gradient.
+
+Source: the batch-normalisation gradient of Ioffe and Szegedy (2015), collected into one projection.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv import forward
+from jaxconv.forward import inverse_root, mean
+from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.wiring import floating, number, same_dtype
+from jaxconv.windows import accumulator, widened
+
+
+class Over(NamedTuple):
+    """What is standardised together."""
+
+    axes: tuple[int, ...]
+    eps: float
+    centred: bool = True
+    axis_name: Any = None
+
+
+def _standardise(over: Over, x: jax.Array) -> jax.Array:
+    return forward.standardise(widened(x), *over).astype(x.dtype)
+
+
+def _remember(over: Over, x: jax.Array) -> Any:
+    z = widened(x)
+    if over.centred:
+        z = z - mean(z, over.axes, over.axis_name)
+    inverse = inverse_root(mean(z * z, over.axes, over.axis_name) + over.eps)
+    normal = z * inverse
+    return normal.astype(x.dtype), (normal, inverse)
+
+
+def _project(over: Over, saved: Any, t: jax.Array) -> jax.Array:
+    """(1/σ) (I − 11ᵀ/m − x̂x̂ᵀ/m) t."""
+    normal, inverse = saved
+    t = widened(t)
+    along_one = mean(t, over.axes, over.axis_name) if over.centred else 0
+    along_normal = normal * mean(normal * t, over.axes, over.axis_name)
+    return inverse * (t - along_one - along_normal)
+
+
+_STANDARDISE = Rule(
+    primal=_standardise,
+    forward=_remember,
+    tangent=_project,
+    cotangent=lambda over, saved, g: (_project(over, saved, g),),
+)
+
+
+def _affine(_: None, x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    return forward.affine(widened(x), widened(scale), widened(shift)).astype(x.dtype)
+
+
+def _affine_tangent(_: None, saved: Any, dx: Any, dscale: Any, dshift: Any) -> jax.Array:
+    x, scale = saved
+    parts = [
+        None if dx is None else widened(dx) * widened(scale),
+        None if dscale is None else widened(x) * widened(dscale),
+        None if dshift is None else jnp.broadcast_to(widened(dshift), x.shape),
+    ]
+    total = None
+    for part in parts:
+        total = part if total is None else total if part is None else total + part
+    assert total is not None  # a derivative is asked for only if some tangent is not zero
+    return total
+
+
+def _affine_cotangent(_: None, saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
+    """dx = g · scale; dscale = Σ g · x and dshift = Σ g over all that share one scale."""
+    x, scale = saved
+    g = widened(g)
+    shared = tuple(axis for axis, n in enumerate(scale.shape) if n == 1)
+    return g * widened(scale), (g * widened(x)).sum(shared, keepdims=True), g.sum(shared, keepdims=True)
+
+
+_AFFINE = Rule(
+    primal=_affine,
+    forward=lambda _, x, scale, shift: (_affine(None, x, scale, shift), (x, scale)),
+    tangent=_affine_tangent,
+    cotangent=_affine_cotangent,
+)
+
+
+# What the ops call
+
+
+def standardise(x: jax.Array, over: Over, rules: Any) -> jax.Array:
+    """(x − μ) / σ, with the derivative of `rules`."""
+    return apply(rules, _STANDARDISE, over, x)
+
+
+def affine(x: jax.Array, parameters: tuple[jax.Array, jax.Array] | None, rules: Any) -> jax.Array:
+    """x · scale + shift, with the derivative of `rules`; x where there are no parameters."""
+    return x if parameters is None else apply(rules, _AFFINE, None, x, *parameters)
+
+
+def check_eps(function: str, eps: Any) -> float:
+    eps = number(function, "eps", eps)
+    if not eps >= 0:
+        raise ValueError(f"{function}: eps must be at least 0, but {eps} < 0.")
+    return eps
+
+
+def check_nonempty(function: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    if any(shape[axis] == 0 for axis in axes):
+        raise ValueError(f"{function}: there is nothing to normalise over: axes {axes} of x.shape = {shape}.")
+
+
+def scale_and_bias(
+    function: str, x: jax.Array, channel: int, scale: Any, bias: Any
+) -> tuple[jax.Array, jax.Array] | None:
+    """Both, validated and shaped to broadcast; a missing one is its neutral element."""
+    shape = [1] * x.ndim
+    shape[channel] = x.shape[channel]
+    given = {}
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is None:
+            continue
+        value = floating(function, name, value)
+        if value.shape != (x.shape[channel],):
+            raise ValueError(
+                f"{function}: {name} must hold one number per channel, "
+                f"but {name}.shape = {value.shape} != ({x.shape[channel]},)."
+            )
+        if accumulator(value.dtype) != accumulator(x.dtype):
+            raise TypeError(
+                f"{function}: {name}.dtype must be x.dtype or {jnp.dtype(accumulator(x.dtype))}, "
+                f"but {value.dtype} does not go with {x.dtype}. Convert it: {name}.astype(x.dtype)."
+            )
+        given[name] = value.reshape(shape)
+    if not given:
+        return None
+    dtype = next(iter(given.values())).dtype
+    if len(given) == 2:
+        same_dtype(function, **given)
+    return given.get("scale", jnp.ones(shape, dtype)), given.get("bias", jnp.zeros(shape, dtype))
