@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 
 from jaxconv.explanation.explained import Explanation
 from jaxconv.explanation.finding import find
-from jaxconv.geometry import check_layout, conv_geometry, sizes
-from jaxconv.ops.arguments import Rules, boolean, check_engine, check_kernel_rules
+from jaxconv.geometry import check_layout, sizes
+from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules, convolution
 
 
 @overload
@@ -113,9 +113,9 @@ def explain(
     check_kernel_rules(function, rules)
     check_engine(function, engine)
     shapes = sizes(function, "input_shape", input_shape), sizes(function, "kernel_shape", kernel_shape)
-    geometry = conv_geometry(
+    geometry = convolution(
         function, *shapes, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
-        groups=groups, flip_kernel=boolean(function, "flip_kernel", flip_kernel), layout=layout,
+        groups=groups, flip_kernel=flip_kernel, layout=layout,
     )  # fmt: skip
     (batch, channels), outputs = (shapes[0][axis] for axis in geometry.layout.x[:2]), shapes[1][geometry.layout.w[0]]
     return Explanation(geometry, batch, channels, outputs, layout, rules, engine)

@@ -7,18 +7,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxconv.geometry import conv_geometry, sizes
-from jaxconv.ops.arguments import check_engine
+from jaxconv.geometry import sizes
+from jaxconv.ops.arguments import check_engine, convolution, floating
 from jaxconv.rules.fast import choice
+from jaxconv.rules.fast.formulation import Call
+
+
+class Choice(NamedTuple):
+    """A formulation by name, the reason for it, and what it keeps in memory beside operands and result."""
+
+    formulation: str
+    why: str
+    holds: str
 
 
 class Plan(NamedTuple):
     """The choice for each of the three maps: `.formulation`, `.why`, and what it `.holds` in memory."""
 
-    conv: choice.Choice
-    input_grad: choice.Choice
-    kernel_grad: choice.Choice
+    conv: Choice
+    input_grad: Choice
+    kernel_grad: Choice
 
     def __str__(self) -> str:
         width = max(len(c.formulation) for c in self)
@@ -78,15 +88,21 @@ def plan(
       >>> print(plan.conv.formulation, "-", plan.conv.why)
       shifts - one channel per group: there is no sum over channels
 
-    Source: `jaxconv.rules.fast.choice`, the same functions that the lowering calls.
+    Source: `jaxconv.rules.fast.choice`, the same function that the lowering calls.
     """
-    check_engine("plan", engine)
-    x_shape, w_shape = sizes("plan", "x_shape", x_shape), sizes("plan", "w_shape", w_shape)
-    geometry = conv_geometry(
-        "plan", x_shape, w_shape, stride=stride, padding=padding, dilation=dilation,
-        input_dilation=input_dilation, groups=groups, flip_kernel=flip_kernel, layout=layout,
+    function, dtype = "plan", jnp.dtype(dtype)
+    floating(function, "x", np.zeros((), dtype))
+    check_engine(function, engine)
+    x_shape, w_shape = sizes(function, "x_shape", x_shape), sizes(function, "w_shape", w_shape)
+    geometry = convolution(
+        function, x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
+        groups=groups, layout=layout, flip_kernel=flip_kernel,
     )  # fmt: skip
     place = geometry.layout
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
-    known = platform or jax.default_backend(), jnp.dtype(dtype), geometry, *counts
-    return Plan(choice.conv(*known), choice.input_grad(*known), choice.kernel_grad(*known))
+
+    def chosen(name: str) -> Choice:
+        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts))
+        return Choice(taken.name, taken.why, taken.holds)
+
+    return Plan(*map(chosen, Plan._fields))

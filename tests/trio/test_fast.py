@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
 from jaxconv.rules import fast, textbook
-from jaxconv.rules.fast import blocks, choice, patches, shifts
+from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
+from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
 from tests.support.tolerance import assert_within_bound
 
@@ -30,6 +34,7 @@ ALL = [
     Case((3, 3, 9, 4, 2), (2, 3, 2, 1, 2), {"groups": 2, "stride": (1, 2, 1), "dilation": (1, 1, 2)}),
     Case((3, 9, 7, 12), (3, 2, 3, 8), {"groups": 4, "stride": (2, 1)}),
     Case((2, 5, 6, 6), (3, 3, 2, 6), {"groups": 3, "input_dilation": (2, 1), "dilation": (1, 3)}),
+    Case((2, 5, 4, 2), (3, 2, 1, 4), {"groups": 2, "input_dilation": 2}),
     Case((2, 5, 4, 4), (4, 3, 2, 4), {"groups": 2, "input_dilation": (3, 2), "dilation": (2, 3), "padding": 3}),
     Case((2, 4, 3, 5, 4), (2, 1, 2, 2, 6), {"groups": 2, "input_dilation": (3, 1, 2), "padding": 1}),
     Case((3, 11, 6, 2), (4, 3, 2, 3), {"stride": (3, 2), "dilation": (1, 2), "padding": ((3, 1), (0, 2))}),
@@ -47,9 +52,8 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Limits so low that arrays of a few elements take several steps, blocks and remainders."""
     for module, limits in {
         patches: {"WHOLE": 0, "LEAST": 30, "MOST": 60},
-        shifts: {"READS": 3, "TILE": 12, "UNROLLED": 2},
+        shifts: {"READS": 3, "TILE": 12, "UNROLLED": 2, "TERMS": 17, "TURNED_TERMS": 17},
         blocks: {"WIDTH": 6},
-        choice: {"TERMS": 17, "TURNED_TERMS": 17},
     }.items():
         for name, value in limits.items():
             monkeypatch.setattr(module, name, value)
@@ -69,10 +73,14 @@ def operands(case: Case, dtype: Any = np.float64) -> dict[str, tuple[np.ndarray,
     return {"conv": (x, w), "input_grad": (g, w), "kernel_grad": (x, g)}
 
 
-def choices(case: Case, platform: str | None = "cpu") -> dict[str, choice.Choice]:
+def calls(case: Case, platform: str | None = "cpu", dtype: Any = np.float32) -> dict[str, Call]:
     geometry, place = resolved(case), resolved(case).layout
     sizes = case.x[place.x[0]], case.x[place.x[1]], case.w[place.w[0]]
-    return {name: getattr(choice, name)(platform, np.float32, geometry, *sizes) for name in MAPS}
+    return {name: Call(name, platform, dtype, geometry, *sizes) for name in MAPS}
+
+
+def choices(case: Case, platform: str | None = "cpu") -> dict[str, Formulation]:
+    return {name: choice.chosen(call) for name, call in calls(case, platform).items()}
 
 
 def summands(case: Case) -> dict[str, int]:
@@ -111,9 +119,81 @@ def test_every_formulation_computes_the_textbook_sums(case: Case) -> None:
     assert_equals_the_textbook(case)
 
 
+LEGAL = [case for case in (CASES[3], CASES[15], *ALL[len(CASES) :]) if case.options.get("layout") != "NCHW"]
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("case", LEGAL, ids=str)
+def test_every_legal_formulation_computes_the_textbook_sums_chosen_or_not(case: Case, name: str) -> None:
+    call, textbooks = calls(case, dtype=np.float64)[name], getattr(textbook, name)
+    legal, z = list(choice.candidates(call)), call.geometry
+
+    @jax.jit
+    def run(a: jax.Array, b: jax.Array) -> Any:
+        ours = [f.compute(a, b, z, maps.Maps("cpu", a.dtype, None)) for f in legal]
+        return ours, textbooks(a, b, z), textbooks(abs(a), abs(b), z)
+
+    ours, sums, sizes = run(*operands(case)[name])
+    for formulation, value in zip(legal, ours, strict=True):
+        assert_within_bound(value, np.asarray(sums), summands(case)[name], np.asarray(sizes), what=formulation.name)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_candidates_are_the_chosen_one_lax_and_whatever_else_is_legal(platform: str) -> None:
+    legal = set()
+    for case in ALL:
+        for name, call in calls(case, platform).items():
+            every = list(choice.candidates(call))
+            assert every[0] == choice.chosen(call) and len(set(every)) == len(every), case
+            names = [f.name for f in every]
+            assert names.count("lax") == 1 and all(f.pays for f in every[: names.index("lax")]), case
+            assert not any(f.pays for f in every[names.index("lax") + 1 :]), case
+            legal |= {(name, f.name) for f in every}
+    assert legal == {
+        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases")),
+        *(("input_grad", name) for name in ("lax", "product", "fold", "full")),
+        *(("kernel_grad", name) for name in ("lax", "product", "shifts", "blocks", "patches")),
+    }
+
+
+def test_a_map_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(KeyError, match="correlate"):
+        choice.chosen(replace(calls(ALL[0])["conv"], map="correlate"))
+
+
+def test_the_rows_that_justify_a_threshold_are_rows_of_the_benchmark() -> None:
+    root = Path(jaxconv.__file__).parents[1]
+    rows = [row["row"] for row in json.loads((root / "experiments/results/benchmark.json").read_text())["rows"]]
+    files = sorted((root / "jaxconv/rules/fast").glob("*.py"))
+    named = {name for file in files for name in re.findall(r'"(\d+×[^"]*)"', file.read_text())}
+    assert len(named) > 8 and all(any(row.startswith(name) for row in rows) for name in named), named
+
+
+ONCE = {  # how often `choice` is asked: for the call, and for each of those that its formulation makes of it
+    "depthwise": (Case((2, 6, 6, 4), (3, 3, 1, 4), {"groups": 4}), (1, 1, 1)),
+    "stride": (Case((2, 6, 6, 4), (3, 3, 1, 4), {"groups": 4, "stride": 2}), (1, 1 + 4, 1)),
+    "groups": (Case((2, 6, 6, 32), (3, 3, 16, 32), {"groups": 2}), (2, 2, 2)),
+    "3×3": (Case((2, 6, 6, 8), (3, 3, 8, 8), {}), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("layer", ONCE)
+def test_a_call_is_chosen_for_once_and_knows_of_a_turned_kernel(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, expected = ONCE[layer]
+    asked: list[Call] = []
+    chosen = choice.chosen
+    monkeypatch.setattr(choice, "chosen", lambda call: (asked.append(call), chosen(call))[1])
+    for (name, call), times in zip(calls(case).items(), expected, strict=True):
+        asked.clear()
+        f = partial(getattr(fast, name), geometry=call.geometry, platform="cpu")
+        jax.eval_shape(f, *operands(case, np.float32)[name])
+        assert asked[0] == call and len(asked) == times, name
+        assert all(inner.turned == (name == "input_grad") for inner in asked[1:]), name
+
+
 @pytest.mark.usefixtures("small_steps")
 def test_the_cases_reach_every_formulation() -> None:
-    reached = {name: {choices(case)[name].formulation for case in ALL} for name in MAPS}
+    reached = {name: {choices(case)[name].name for case in ALL} for name in MAPS}
     assert reached == {
         "conv": {"lax", "product", "shifts", "blocks", "phases", "merged phases"},
         "input_grad": {"lax", "product", "fold", "full"},
@@ -125,7 +205,7 @@ def test_the_cases_reach_every_formulation() -> None:
 def test_a_choice_made_for_the_cpu_is_made_on_the_cpu_only(platform: str | None) -> None:
     for case in ALL:
         wanted = "product" if len(case.x) == 2 else "lax"
-        assert {c.formulation for c in choices(case, platform).values()} == {wanted}, case
+        assert {c.name for c in choices(case, platform).values()} == {wanted}, case
 
 
 LAYERS = {  # how many convolutions the CPU's program of each map has: a formulation other than lax has its own
@@ -213,8 +293,20 @@ def test_plan_is_for_the_machine_it_runs_on_unless_told_otherwise() -> None:
         (((2, 6, 6, 3), (3, 3, 2, 4)), {}, r"plan: w.shape\[2\] \* groups must equal x.shape\[-1\], but 2 \* 1 != 3"),
         (((2, 6, 6, 3), (3, 3, 3, 4)), {"stride": 0}, "plan: stride must be at least 1"),
         (((2, 6, 6, 3), (3, 3, 3, 4)), {"engine": "fastest"}, "plan: engine must be one of auto, xla"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"flip_kernel": 1}, "plan: flip_kernel must be True or False, but is 1"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"layout": "HWCN"}, "plan: layout must be one of NHWC, NCHW"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"groups": 2.0}, "plan: groups must be an int, but is 2.0"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"padding": "FULL"}, "plan: padding must be one of SAME"),
+        (((2, 3), (3, 4)), {}, "plan: x must have a batch, a channel and at least 1 spatial axis"),
+        (((2, 6, 6, 3), (3, 3, 4)), {}, "plan: w must have as many axes as x, but 3 != 4"),
+        (((2, 6, 6, 3), (3, 3, 3, 4)), {"dtype": "int32"}, "plan: x.dtype must be floating"),
     ],
 )
-def test_plan_refuses_what_conv_refuses(shapes: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_plan_refuses_what_conv_refuses_in_the_same_words(shapes: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as refused:
         jaxconv.plan(*shapes, **options)
+    x, w = (np.zeros(shape, options.get("dtype", "float32")) for shape in shapes)
+    given = {name: value for name, value in options.items() if name != "dtype"}
+    with pytest.raises(refused.type) as by_conv:
+        jaxconv.conv(x, w, **given)
+    assert str(by_conv.value) == str(refused.value).replace("plan:", "conv:", 1)

@@ -1,155 +1,31 @@
 """The maps that production runs: the same names and signatures, the formulation chosen for speed.
 
-`choice` decides, from a platform, a dtype and integers; the modules beside it hold the formulations:
+What stands where:
 
-    products   windows that do not overlap: reshape and one matrix product
-    shifts     depthwise: sums of shifted copies
-    blocks     grouped: neighbouring groups merged into dense blocks
-    phases     dilated inputs (strided input gradients, transposed convolutions): one convolution per residue class
-    folds      input gradients of few channels: one product, then overlap-add
-    patches    dense kernel gradients: matrix products over the patches of a few examples at a time
+    maps          the three maps: ask `choice`, bring the arrays into the layout, compute
+    choice        which formulation a call takes; all that are legal for it
+    formulation   what a call is, and what a formulation is: a value that computes, and says why and what it holds
 
-Formulations work channels-last and on unflipped kernels; other layouts are transposed here, as XLA's CPU backend does
-for its own convolutions. Where nothing beats `lax`, `lax` it is: the formulas of `rotated`.
+and the formulations, a file each, which ends in what it offers for a call:
 
-Each module says what was measured: how many times longer `lax` takes, on 2 cores of an Intel Xeon with AVX-512, jax
-0.10.2, float32, 2026-11-22. The first figures are those of `python -m experiments.benchmark`, whose results are in
-`experiments/results/benchmark.json`; those of what was tried and left come from single races of the same layers.
+    products      windows that do not overlap: reshape and one matrix product
+    shifts        depthwise: sums of shifted copies
+    phases        dilated inputs (strided input gradients, transposed convolutions): one convolution per residue class
+    blocks        grouped: neighbouring groups merged into dense blocks
+    folds         input gradients of few channels: one product, then overlap-add
+    patches       dense kernel gradients: matrix products over the patches of a few examples at a time
+    full          input gradients as the full convolutions they are, by one of the above
+    library       where nothing beats `lax`, `lax` it is: the formulas of `rotated`
+
+Each says what was measured: how many times longer `lax` takes, on 2 cores of an Intel Xeon with AVX-512, jax 0.10.2,
+float32, 2026-11-22. The first figures, and those of rows, are those of `python -m experiments.benchmark`, whose results
+are in `experiments/results/benchmark.json`; "EPYC" is the same command on 2 cores of an AMD EPYC with AVX-512,
+2026-11-25. What was tried and left comes from single races of the same layers.
 
 Numbers that are not finite: a NaN or an infinity is multiplied by zeros here that `lax` never sees (those of merged
 groups and merged phases, and of rows that fill up a step), and may turn up in more entries of the result than there.
 """
 
-from __future__ import annotations
+from jaxconv.rules.fast.maps import conv, input_grad, kernel_grad
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
-from jaxconv import forward
-from jaxconv.geometry import Geometry, channels_last, inverse, taps_first
-from jaxconv.rules import rotated
-from jaxconv.rules.fast import blocks, choice, folds, patches, phases, products, shifts
-from jaxconv.windows import accumulator
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """The three maps on channels-last arrays, results in `dtype`: what the formulations build on each other with."""
-
-    platform: str | None
-    dtype: Any
-    precision: Any
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "precision": self.precision}
-
-    @property
-    def lax_options(self) -> dict[str, Any]:
-        return {"preferred_element_type": self.dtype, "precision": self.precision}
-
-    def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry, turned: bool = False) -> jax.Array:
-        sizes = x.shape[0], x.shape[-1], w.shape[-1]
-        match choice.conv(self.platform, x.dtype, geometry, *sizes, turned=turned).formulation:
-            case "product":
-                return products.conv(x, w, geometry, **self.options)
-            case "shifts":
-                return shifts.conv(x, w, geometry, **self.options)
-            case "blocks":
-                return blocks.conv(x, w, geometry, self.conv, self.dtype)
-            case "phases":
-                return phases.conv(x, w, geometry, partial(self.conv, turned=turned), self.dtype)
-            case "merged phases":
-                return phases.merged(x, w, geometry, self.conv)
-        return forward.conv(x, w, geometry, **self.lax_options)
-
-    def input_grad(self, g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-        inputs = w.shape[-2] * geometry.groups
-        match choice.input_grad(self.platform, g.dtype, geometry, g.shape[0], inputs, g.shape[-1]).formulation:
-            case "product":
-                return products.input_grad(g, w, geometry, **self.options)
-            case "fold":
-                return folds.input_grad(g, w, geometry, **self.options)
-            case "full":
-                kernel = rotated.channel_transposed(rotated.rot180(w, geometry), geometry)
-                return self.conv(g, kernel, geometry.full(), turned=True)
-        return rotated.input_grad(g, w, geometry, **self.lax_options)
-
-    def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-        match choice.kernel_grad(self.platform, x.dtype, geometry, x.shape[0], x.shape[-1], g.shape[-1]).formulation:
-            case "product":
-                return products.kernel_grad(x, g, geometry, **self.options)
-            case "shifts":
-                return shifts.kernel_grad(x, g, geometry, **self.options)
-            case "blocks":
-                return blocks.kernel_grad(x, g, geometry, self.kernel_grad)
-            case "patches":
-                return patches.kernel_grad(x, g, geometry, **self.options)
-        return rotated.kernel_grad(x, g, geometry, **self.lax_options)
-
-
-def _maps(
-    platform: str | None, dtype: Any, precision: Any = None, preferred_element_type: Any = None
-) -> tuple[_Maps, Any]:
-    """The maps, whose sums are carried in float32 or wider and at least as wide as the result, and its dtype."""
-    wanted = preferred_element_type or dtype
-    with jax.numpy_dtype_promotion("standard"):
-        carried = jnp.promote_types(*map(accumulator, (dtype, wanted)))
-    return _Maps(platform, carried, precision), wanted
-
-
-def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
-    """x, y or g as (n, *spatial, channel)."""
-    return a.transpose(channels_last(spec))
-
-
-def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
-    """w as (*taps, in, out), unflipped."""
-    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(taps_first(geometry.layout.w))
-
-
-def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The inverse of a transposition by `order`."""
-    return a.transpose(inverse(order)).astype(dtype)
-
-
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any) -> jax.Array:
-    """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
-    layout = geometry.layout
-    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    if choice.conv(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return forward.conv(x, w, geometry, **options)
-    maps, dtype = _maps(platform, x.dtype, **options)
-    y = maps.conv(_data(x, layout.x), _kernel(w, geometry), geometry.channels_last())
-    return _restored(y, channels_last(layout.y), dtype)
-
-
-def input_grad(
-    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
-) -> jax.Array:
-    """∂T/∂x; see `rotated.input_grad`."""
-    layout = geometry.layout
-    sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    if choice.input_grad(platform, g.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.input_grad(g, w, geometry, **options)
-    maps, dtype = _maps(platform, g.dtype, **options)
-    dx = maps.input_grad(_data(g, layout.y), _kernel(w, geometry), geometry.channels_last())
-    return _restored(dx, channels_last(layout.x), dtype)
-
-
-def kernel_grad(
-    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, **options: Any
-) -> jax.Array:
-    """∂T/∂w; see `rotated.kernel_grad`."""
-    layout = geometry.layout
-    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    if choice.kernel_grad(platform, x.dtype, geometry, *sizes).formulation == "lax":
-        return rotated.kernel_grad(x, g, geometry, **options)
-    maps, dtype = _maps(platform, x.dtype, **options)
-    dw = maps.kernel_grad(_data(x, layout.x), _data(g, layout.y), geometry.channels_last())
-    dw = _restored(dw, taps_first(layout.w), dtype)
-    return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw
+__all__ = ["conv", "input_grad", "kernel_grad"]

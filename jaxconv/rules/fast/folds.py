@@ -15,21 +15,38 @@ Arrays are channels-last: g (n, *out, o), w (*taps, c, o) -> (n, *spatial, c); o
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 from jax import lax
 
 from jaxconv.geometry import Geometry
+from jaxconv.rules.fast import products
+from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 from jaxconv.windows import at_tap, taps
 
+# The most columns of Z per column of δ. Row "128×28², 1→32, 3/1 input_grad" has 9 / 32: 3.2, EPYC 4.3. The next, with
+# 147 / 64, is "8×224², 3→64, 7/2" and not taken; no row lies in between, 2 is from the races above.
+COLUMNS = 2
 
-def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+
+def input_grad(g: jax.Array, w: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
     """dx = Σ_k shift_k(Z[k])."""
     z = lax.dot_general(
-        g, w.reshape(-1, w.shape[-1]), (((g.ndim - 1,), (1,)), ((), ())), precision=precision,
-        preferred_element_type=dtype,
+        g, w.reshape(-1, w.shape[-1]), (((g.ndim - 1,), (1,)), ((), ())), precision=maps.precision,
+        preferred_element_type=maps.dtype,
     ).reshape(*g.shape[:-1], *w.shape[:-1])  # fmt: skip
     every = (slice(None),) * (g.ndim - 1)
     return functools.reduce(operator.add, (at_tap(z[*every, *tap], tap, geometry) for tap in taps(geometry)))
+
+
+def offers(call: Call) -> Iterator[Formulation]:
+    """Of one group; where windows do not overlap there is nothing to add."""
+    if call.map != "input_grad" or call.geometry.groups > 1 or call.dilated:
+        return
+    columns, outputs = math.prod(call.geometry.taps) * call.inputs, call.outputs
+    why = f"{columns} columns of Wᵀ <= {COLUMNS} · {outputs} of δ: multiply, then add where windows overlap"
+    pays = not products.disjoint(call.geometry) and columns <= COLUMNS * outputs
+    yield Formulation("fold", input_grad, why, f"the products, {columns} / {outputs} times δ", pays)

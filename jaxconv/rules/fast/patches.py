@@ -7,9 +7,9 @@ Write the inputs that window p reads as one row of a matrix X, (n·p) × (k·c).
 a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan builds
 the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
-Measured: 1.4 to 3.4. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap
-0.9, a plain convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps:
-0.5, so `lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
+Measured: 1.3 to 3.4, for transposed layers 65 and 77. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at
+once 0.7, one product per tap 0.9, a plain convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis,
+32×1024, 64→64, 9 taps: 0.5, so `lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
 
 Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group, at least one spatial axis.
 """
@@ -17,19 +17,24 @@ Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.geometry import Geometry, largest_divisor
+from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 from jaxconv.windows import padded, tap_slice, taps
 
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21
 LEAST, MOST = 2**17, 2**20
+# A dw of more entries costs more to add up than the patches of a step cost to multiply. The only row with more is
+# "8×7², 512→512, 3/1", 2.4 million, but its X is whole: 1.4, EPYC 0.88; in steps it was 0.9, see above. In steps,
+# "8×56², 128→128, 3/2" has the most, 147 456: 2.2, EPYC 0.96. No row lies in between.
+LARGE = 2**20
 
 
 def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
@@ -37,7 +42,7 @@ def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
     return batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs <= WHOLE
 
 
-def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
     """dWᵀ += gᵀ · X for the patches X of a few rows or examples at a time."""
     (n, *_, c), outputs, first = x.shape, g.shape[-1], geometry.out[0]
     columns = math.prod(geometry.taps) * c
@@ -62,11 +67,11 @@ def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, p
         patches = jnp.concatenate([tap_slice(part, tap, one_step) for tap in taps(geometry)], -1)
         product = lax.dot_general(
             delta.reshape(-1, outputs), patches.reshape(-1, columns), (((0,), (0,)), ((), ())),
-            precision=precision, preferred_element_type=dtype,
+            precision=maps.precision, preferred_element_type=maps.dtype,
         )  # fmt: skip
         return dw + product, None
 
-    dw, _ = lax.scan(step, jnp.zeros((outputs, columns), dtype), jnp.arange(n // examples * blocks))
+    dw, _ = lax.scan(step, jnp.zeros((outputs, columns), maps.dtype), jnp.arange(n // examples * blocks))
     return dw.T.reshape(*geometry.taps, c, outputs)
 
 
@@ -82,3 +87,16 @@ def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
         even = largest_divisor(first, rows)  # needs no rows to fill up the last block
         return 1, even if 2 * even > rows else -(-first // -(-first // rows))
     return largest_divisor(n, most // (row * first)), first
+
+
+def offers(call: Call) -> Iterator[Formulation]:
+    """Of one group with spatial axes; along a single one they do not pay."""
+    geometry, inputs, outputs = call.geometry, call.inputs, call.outputs
+    if call.map != "kernel_grad" or geometry.rank == 0 or geometry.groups > 1 or call.dilated:
+        return
+    # Ten rows, and none below 1.3. EPYC: below 1 in four, "8×56², 64→64, 3/1" 0.71 and with dilation 2 0.69 the worst.
+    entries, why_not = outputs * inputs * math.prod(geometry.taps), ""
+    if geometry.rank > 1 and entries > LARGE and not whole(geometry, call.batch, inputs):
+        why_not = f"dw has {entries} > {LARGE} entries: adding it up step by step costs too much"
+    why, holds = "gᵀ · X for the patches X of a few rows at a time", "a padded copy of x, and one step's patches"
+    yield Formulation("patches", kernel_grad, why, holds, geometry.rank > 1 and not why_not, why_not)

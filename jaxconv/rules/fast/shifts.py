@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,8 +29,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.geometry import Geometry
+from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 from jaxconv.windows import padded, tap_slice, taps
 
+# The most terms per output that are worth adding up one by one rather than multiplied as matrices, where there are
+# channels to sum. Row "8×28², 256→256, 3/1, 32 groups forward" has 72: 4.2, EPYC 6. No row has more.
+TERMS = 80
+# The same where the kernel has been turned around, as it is for an input gradient: XLA turns it again for each term.
+# The input_grad of that row, 72 terms again, is for `blocks`; no row has fewer.
+TURNED_TERMS = 40
+# The most outputs per channel for which products of shifted copies are worth summing into a kernel gradient. All rows
+# that say "depthwise" have one: 4.9 to 37, EPYC 3.1 to 16. No row has more.
+MULTIPLIER = 4
 # XLA's CPU fusion leaves a buffer outside a loop that reads it at more than 15 places; below that it computes the
 # slice again at every element.
 READS = 16
@@ -39,8 +50,11 @@ TILE = 4096
 UNROLLED = 64
 
 
-def few(geometry: Geometry) -> bool:
-    """Whether there are so few taps that leaving the border out of each costs less than padding x."""
+def few_taps(geometry: Geometry) -> bool:
+    """Whether there are so few taps that leaving the border out of each costs less than padding x.
+
+    Of the rows that say "depthwise", 3/1 and 3/2 in two dimensions have; 7/1, 31/1 and 3/1 in three have not.
+    """
     return geometry.taps[-1] <= 3 and math.prod(geometry.taps) <= 9
 
 
@@ -50,11 +64,10 @@ def _widened(x: jax.Array, outputs: int) -> jax.Array:
     return x if multiplier == 1 else jnp.repeat(x, multiplier, -1)
 
 
-def conv(x: jax.Array, w: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+def conv(x: jax.Array, w: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
     """y = Σ_c Σ_k shift_k(x_c) · w[k, c], one row of taps at a time; x_c is channel c of every group."""
-    del precision
-    inputs, outputs = w.shape[-2:]
-    inside = inputs == 1 and few(geometry)
+    dtype, (inputs, outputs) = maps.dtype, w.shape[-2:]
+    inside = inputs == 1 and few_taps(geometry)
     read = x if inside else padded(x, geometry)
     rows: dict[tuple[int, ...], list[jax.Array]] = {}
     for channel in range(inputs):
@@ -82,10 +95,9 @@ def _inside(x: jax.Array, tap: tuple[int, ...], geometry: Geometry) -> tuple[jax
     return lax.slice(x, [*start, 0], [*limit, x.shape[-1]], [1, *geometry.stride, 1]), [*around, (0, 0, 0)]
 
 
-def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, *, dtype: Any, precision: Any) -> jax.Array:
+def kernel_grad(x: jax.Array, g: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
     """dw[k] = Σ_{n, p} x at tap k · g, accumulated as vectors over (last axis, o) for many rows of p at once."""
-    del precision
-    return _Rows(x, g, geometry, dtype).kernel_grad()
+    return _Rows(x, g, geometry, maps.dtype).kernel_grad()
 
 
 def _divisor(n: int, least: int) -> int | None:
@@ -112,11 +124,11 @@ class _Rows:
         self.rows = -(-rows // self.blocks)
         enough = -(-READS // self.rows)
         self.examples = _divisor(x.shape[0], enough) or min(x.shape[0], enough)
-        groups = -(-x.shape[0] // self.examples)
-        self.grid = (groups, *out[: self.axis], self.blocks)
+        batches = -(-x.shape[0] // self.examples)
+        self.grid = (batches, *out[: self.axis], self.blocks)
 
         high = [0] * g.ndim
-        high[0] = groups * self.examples - x.shape[0]
+        high[0] = batches * self.examples - x.shape[0]
         high[1 + self.axis] = self.blocks * self.rows * self.unit - out[self.axis]
         self.g = lax.pad(g, jnp.zeros((), g.dtype), [(0, h, 0) for h in high])
         read = _widened(padded(x, geometry), self.channels)
@@ -142,7 +154,7 @@ class _Rows:
         wide = self.geometry.out[-1] if self.axis < self.geometry.rank - 1 else self.unit
 
         def step(sums: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], None]:
-            x, g = self._block(jnp.unravel_index(index, self.grid), first, every)
+            x, g = self._reads(jnp.unravel_index(index, self.grid), first, every)
             return [
                 functools.reduce(operator.add, self._products(x, g, tap), s) for tap, s in zip(every, sums, strict=True)
             ], None
@@ -151,7 +163,7 @@ class _Rows:
         sums, _ = lax.scan(step, zeros, jnp.arange(math.prod(self.grid)))
         return jnp.stack([s.sum(0) for s in sums])
 
-    def _block(self, index: Any, first: tuple[Any, ...], every: list[tuple[int, ...]]) -> tuple[jax.Array, jax.Array]:
+    def _reads(self, index: Any, first: tuple[Any, ...], every: list[tuple[int, ...]]) -> tuple[jax.Array, jax.Array]:
         """What one step reads of x and of g."""
         geometry, (n, *outer, block) = self.geometry, index
         start, size = [n * self.examples], [self.examples]
@@ -182,3 +194,22 @@ class _Rows:
                 delta = lax.slice(g, [*g_start, 0], [*g_limit, self.channels])
                 products.append((read.astype(self.dtype) * delta.astype(self.dtype)).reshape(-1, self.channels))
         return products
+
+
+def offers(call: Call) -> Iterator[Formulation]:
+    """Of any groups; the kernel gradient of one channel per group."""
+    geometry, padded_x = call.geometry, "a padded copy of x"
+    if geometry.rank == 0 or call.dilated:
+        return
+    per_group, several = call.inputs // geometry.groups, geometry.groups > 1
+    if call.map == "conv" and per_group == 1:
+        why = "one channel per group: there is no sum over channels"
+        yield Formulation("shifts", conv, why, "nothing" if few_taps(geometry) else padded_x, several)
+    elif call.map == "conv":
+        terms, most = per_group * math.prod(geometry.taps), TURNED_TERMS if call.turned else TERMS
+        why = f"{terms} <= {most} terms per output are faster added than multiplied"
+        yield Formulation("shifts", conv, why, padded_x, several and terms <= most)
+    elif call.map == "kernel_grad" and per_group == 1:
+        why = "one channel per group: products of shifted copies, summed over rows"
+        pays = several and call.outputs <= MULTIPLIER * call.inputs
+        yield Formulation("shifts", kernel_grad, why, padded_x, pays)
