@@ -1,4 +1,20 @@
-"""Convolutional networks in JAX with hand-written backward passes: readable, proven, fast."""
+"""Convolutional networks in JAX with hand-written backward passes.
+
+What stands where; each imports only what stands above it:
+
+    geometry      static shape algebra: integers, no jax
+    windows       one tap read and written, padding, tiles; forward: the mathematics through lax, without rules
+    rules         backward passes as values: textbook, rotated, fast; ConvRules for yours
+    primitives    the three maps of a convolution, and linear pairs, closed under differentiation and vmap
+    ops           the public functions: arguments are checked, a rule becomes a gradient (binding)
+    layers        ops as (init, apply) pairs; models: networks of them
+
+and beside the layers, from ops, the instruments:
+
+    transforms    a traced program read in several ways: automatic, per_example_grad_norms
+    gradcheck     check        comparison    compare        explanation   explain
+    commands      python -m jaxconv
+"""
 
 from jaxconv import layers, models, rules
 from jaxconv.comparison import compare

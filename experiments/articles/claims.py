@@ -1,6 +1,6 @@
 """What the scripts share: claims, each tried on numbers, and the table of those that hold and those that fail.
 
-Convolution is (bi)linear, so most claims are proven on distinct small integers: every sum is then exact in float64,
+Convolution is (bi)linear, so most claims are tried on distinct small integers: every sum is then exact in float64,
 "equal" means equal to the last bit, and no symmetry of the numbers hides an exchanged index.
 """
 

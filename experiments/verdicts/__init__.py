@@ -1,1 +1,1 @@
-"""The bench that proves `jaxconv.check`: wrong gradients it must reject, right ones it must accept."""
+"""The bench of `jaxconv.check`: wrong gradients it must reject, right ones it must accept."""

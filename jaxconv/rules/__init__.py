@@ -1,4 +1,4 @@
-"""Backward rules as values: the same two maps, written three independent ways.
+"""Backward rules as values: the same two maps, written tap by tap, as two convolutions, and in the fastest order.
 
 A rule set is a pair of plain functions,
 
