@@ -25,7 +25,7 @@ OUTSIDE = {
     "rules": {"jax", "numpy", "inspect"},
     "primitives": {"jax", "numpy"},
     "ops": {"jax", "numpy", "inspect"},
-    "layers": {"jax", "numpy"},
+    "layers": {"jax", "numpy", "inspect"},
     "models": {"jax", "numpy"},
     "transforms": {"jax", "numpy", "inspect", "types"},
     "per_example": {"jax", "numpy"},

@@ -138,6 +138,38 @@ def test_a_layer_passes_the_rules_on(name: str) -> None:
     assert "custom_vjp_call" not in program("autodiff")
 
 
+def wrapped(x: jax.Array, *, rules: str) -> jax.Array:
+    return jaxconv.leaky_relu(x, 0.2, rules=rules)
+
+
+# (function, whether it takes rules); under "autodiff" no hand-written rule may be left in any of them.
+ACTIVATIONS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "of the library": (jaxconv.leaky_relu, True),
+    "partial": (functools.partial(jaxconv.leaky_relu, negative_slope=0.2), True),
+    "partial of partial": (functools.partial(functools.partial(jaxconv.elu, alpha=0.2)), True),
+    "compiled": (jax.jit(jaxconv.silu, static_argnames="rules"), True),
+    "around the library's": (wrapped, True),
+    "jax.nn.relu": (jax.nn.relu, False),
+    "lambda": (lambda x: x * x, False),
+    "builtin": (abs, False),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_that_takes_rules_gets_the_networks(name: str) -> None:
+    function, ruled = ACTIVATIONS[name]
+    net, x = serial(Activation(function)), normal(IMAGE)
+    params, state, _ = net.init(KEY, IMAGE)
+
+    def program(rules: str) -> str:
+        return str(jax.make_jaxpr(lambda x: net.apply(params, state, x, rules=rules)[0])(x))
+
+    assert [rules for rules in ("textbook", "fast", "autodiff") if "custom_vjp_call" in program(rules)] == (
+        ["textbook"] * ruled
+    )
+    np.testing.assert_array_equal(net.apply(params, state, x)[0], function(x, **({"rules": "fast"} if ruled else {})))
+
+
 @pytest.mark.parametrize(("taps", "groups"), [(4, 1), (3, 1), (4, 4)])
 def test_a_transposed_convolution_starts_at_the_scale_of_a_relu(taps: int, groups: int) -> None:
     """An output reads taps/stride inputs an axis, so with He's variance its own is twice the input's mean square."""
