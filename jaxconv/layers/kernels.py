@@ -36,7 +36,8 @@ def normal(key: jax.Array, shape: Shape, scale: float) -> jax.Array:
 
 
 def _partitionable(key: jax.Array) -> bool:
-    return jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+    partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias: bool) -> Params:

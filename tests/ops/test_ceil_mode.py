@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxconv import layers
 from jaxconv.geometry import hung_over, window_geometry
 from tests.support import oracle_ops as oracle
 from tests.support.cases_ops import ALL_RULES
+from tests.support.refusal import refusal
 
 X = np.array([3.0, 1, 4, 1, 5, 9, 2]).reshape(1, 7, 1)
 
@@ -95,8 +95,7 @@ def test_what_padding_crops_is_not_read_again() -> None:
         "max_pool: with ceil_mode, padding must not crop the end over which a window hangs, but padding[0] = (0, -1) "
         "and the last window along spatial axis 0 would hang over by 1. Crop first: jaxconv.pad(x, padding)."
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        jaxconv.max_pool(X[:, :6], 2, padding=((0, -1),), ceil_mode=True)
+    assert refusal(lambda: jaxconv.max_pool(X[:, :6], 2, padding=((0, -1),), ceil_mode=True), ValueError) == message
     y = jaxconv.max_pool(jaxconv.pad(X[:, :6], ((0, -1),)), 2, ceil_mode=True)
     np.testing.assert_array_equal(y.ravel(), [3, 4, 5])
 
@@ -104,8 +103,7 @@ def test_what_padding_crops_is_not_read_again() -> None:
 def test_unpool_has_to_be_told() -> None:
     y, indices = jaxconv.max_pool(X, 2, ceil_mode=True, return_indices=True)
     message = "(1, 4, 1) != (1, 3, 1). Pass the window, stride, padding, dilation and ceil_mode of the max_pool."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        jaxconv.max_unpool(y, indices, 2, 7)
+    assert refusal(lambda: jaxconv.max_unpool(y, indices, 2, 7), ValueError).endswith(message)
 
 
 @pytest.mark.parametrize("op", [jaxconv.max_pool, jaxconv.avg_pool, partial(jaxconv.lp_pool, p=2)])

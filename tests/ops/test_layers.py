@@ -36,6 +36,7 @@ from jaxconv.layers import (
     residual,
     serial,
 )
+from tests.support.refusal import refusal
 
 KEY = jax.random.key(0)
 IMAGE = (2, 6, 5, 4)
@@ -247,8 +248,7 @@ OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
 @pytest.mark.parametrize("message", OPTIONS)
 def test_a_wrong_option_is_refused_when_the_layer_is_built(message: str) -> None:
     build, error = OPTIONS[message]
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        build()
+    assert refusal(build, error) == message
 
 
 def test_a_function_where_a_layer_belongs_is_told_to_be_an_activation() -> None:
@@ -306,8 +306,7 @@ SHAPES: dict[str, tuple[Layer, tuple[int, ...], type[Exception]]] = {
 @pytest.mark.parametrize("message", SHAPES)
 def test_a_shape_that_does_not_fit_is_refused_at_init(message: str) -> None:
     layer, shape, error = SHAPES[message]
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        layer.init(KEY, shape)
+    assert refusal(functools.partial(layer.init, KEY, shape), error).startswith(message)
 
 
 def test_a_mistyped_option_of_apply_is_refused() -> None:
