@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import jaxconv
+from experiments.verdicts.wrong_rules import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
 from jaxconv.explanation import Explanation
 from jaxconv.rules import ConvRules, rotated
 from tests.instruments.page.looking import Arrays, Cell, Visitor, cell, number, snapshot
 from tests.instruments.test_explain_faults import telling
 from tests.support.cases import Case, in_layout
-from tests.trio.test_sabotage import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
 
 
 def opened(visit: Visitor, e: Explanation) -> Any:
