@@ -13,8 +13,9 @@ import pytest
 import jaxconv
 from jaxconv import binding
 from jaxconv.rules import rotated
-from tests.support.cases_ops import ALL_RULES, assert_close
+from tests.support.cases_ops import assert_close
 from tests.support.refusal import refusal
+from tests.support.rule_sets import ALL_RULES
 
 MINE = jaxconv.ConvRules(rotated.input_grad, rotated.kernel_grad)
 

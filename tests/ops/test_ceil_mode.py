@@ -15,8 +15,8 @@ import jaxconv
 from jaxconv import layers
 from jaxconv.geometry import hung_over, window_geometry
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES
 from tests.support.refusal import refusal
+from tests.support.rule_sets import ALL_RULES
 
 X = np.array([3.0, 1, 4, 1, 5, 9, 2]).reshape(1, 7, 1)
 

@@ -12,8 +12,9 @@ import pytest
 
 import jaxconv
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES, assert_close, normal
+from tests.support.cases_ops import assert_close, normal
 from tests.support.refusal import refusal
+from tests.support.rule_sets import ALL_RULES
 
 
 def one_hot(labels: Any, classes: int) -> np.ndarray:

@@ -13,7 +13,8 @@ import pytest
 
 import jaxconv
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES, assert_close, normal
+from tests.support.cases_ops import assert_close, normal
+from tests.support.rule_sets import ALL_RULES
 
 # Two sequences of three, one of them shorter; and what may stand in its padding.
 KEPT = np.array([[True, True, True], [True, False, False]])

@@ -17,8 +17,9 @@ import jaxconv
 from jaxconv.layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, residual, serial
 from jaxconv.rules import NAMED, ConvRules, rotated
 from tests.ops.test_models import SMALL
-from tests.support.cases_ops import ALL_RULES, OPS, Op, assert_close
+from tests.support.cases_ops import OPS, Op, assert_close
 from tests.support.refusal import refusal
+from tests.support.rule_sets import ALL_RULES
 
 MINE = ConvRules(rotated.input_grad, rotated.kernel_grad)
 

@@ -31,6 +31,7 @@ from tests.instruments.page.looking import (
 from tests.support import oracle
 from tests.support.cases import Case
 from tests.support.refusal import refusal
+from tests.support.rule_sets import RULES
 
 
 @pytest.mark.parametrize("case", DRAWN, ids=str)
@@ -38,7 +39,7 @@ def test_the_numbers_are_the_librarys(first_sight: Look, case: Case) -> None:
     assert_shows(first_sight(case), case, summed, functools.partial(computed, rules="autodiff"))
 
 
-@pytest.mark.parametrize("rules", ["textbook", "rotated", "fast"])
+@pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_the_numbers_are_those_of_every_rule(first_sight: Look, case: Case, rules: str) -> None:
     assert_shows(first_sight(case), case, functools.partial(computed, rules=rules))
