@@ -301,11 +301,10 @@ def test_a_kink_is_not_wrong(at_zero: float) -> None:
         lambda x: (jnp.maximum(x, 0), x), lambda x, g: (g * jnp.where(x == 0, at_zero, (x > 0).astype(x.dtype)),)
     )
     report = jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]))
-    assert report.ok and report["differences"].verdict == ("ok" if at_zero == 0.5 else "kink")
-    if at_zero != 0.5:
-        assert report["automatic"].verdict == "kink"
-        assert [f.where for f in report["automatic"].findings] == ["x[1]"]
-        assert "One-sided differences are" in report["differences"].findings[0].hint
+    said = {name: [f.hint for f in report[name].findings] for name in ("automatic", "differences")}
+    assert report.ok and [report[name].verdict for name in said] == (["ok"] * 2 if at_zero == 0.5 else ["kink"] * 2)
+    assert [f.where for f in report["automatic"].findings] == ([] if at_zero == 0.5 else ["x[1]"])
+    assert any("One-sided differences are" in hint for hint in said["differences"]) is (at_zero != 0.5)
 
 
 def test_jumps_may_cancel_along_a_direction() -> None:

@@ -88,9 +88,9 @@ def assert_adds_up(line: str, total: float) -> None:
     tolerance = 5e-3 if "≈" in line else 1e-12
     _, *terms, last = line.replace("≈", "=").split(" = ")
     assert number(last) == pytest.approx(total, rel=tolerance)
-    if terms and "…" not in line:
-        assert re.fullmatch(r"[\d().·+− e]+", terms[0])
-        assert eval(terms[0].replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=tolerance)
+    for products in terms[: "…" not in line]:
+        assert re.fullmatch(r"[\d().·+− e]+", products)
+        assert eval(products.replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=tolerance)
 
 
 @pytest.mark.parametrize(

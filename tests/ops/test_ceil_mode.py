@@ -68,20 +68,27 @@ def test_the_numbers_of_pytorch(window: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(back.ravel(), expected["max"][1])
 
 
+def counted_or_refused(geometry: Any) -> Any:
+    try:
+        return hung_over("f", geometry, True).out
+    except ValueError as error:
+        return "cropped" if "must not crop the end" in str(error) else str(error)
+
+
 def test_there_are_as_many_windows_as_the_loops_count() -> None:
     """And none of them starts in the high padding that would not without `ceil_mode`."""
+    refused = 0
     for n, k, s, d, lo, hi in itertools.product(range(7), (1, 2, 4), (1, 2, 3, 5), (1, 2), (-1, 0, 1, 3), (-1, 0, 2)):
         if n + lo + hi < 0:
             continue
         options: dict[str, Any] = {"stride": s, "padding": ((lo, hi),), "dilation": d}
         plain = window_geometry("f", (n,), k, **options)
         counted = oracle.Windows((n,), k, **options, ceil_mode=True).out
-        if hi < 0 and counted != plain.out:
-            with pytest.raises(ValueError, match="must not crop the end"):
-                hung_over("f", plain, True)
-            continue
-        assert hung_over("f", plain, True).out == counted, (n, k, options)
+        cropped = hi < 0 and counted != plain.out
+        assert counted_or_refused(plain) == ("cropped" if cropped else counted), (n, k, options)
         assert hung_over("f", plain, False) == plain
+        refused += cropped
+    assert refused > 10
 
 
 def test_same_padding_leaves_nothing_over() -> None:
