@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 import jaxconv
 from experiments.verdicts.broken import Backward, case, on, seeing, with_gradient
 from experiments.verdicts.case import Case
-from jaxconv.geometry import Geometry
+from experiments.verdicts.wrong_rules import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS
 from jaxconv.rules import ConvRules, rotated
-
-Rule = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
 # Convolution: the cotangents of y = conv(x, w) with as many outputs as inputs
 
@@ -61,38 +56,7 @@ PLAINLY: dict[str, tuple[Backward, float]] = {
 }
 
 
-# The same through `rules=`: parts of the two rotated rules replaced
-
-
-def fitted(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Cropped or zero-padded at the end: a wrong rule still has to return the right shape."""
-    return lax.pad(a, jnp.zeros((), a.dtype), [(0, want - have, 0) for have, want in zip(a.shape, shape, strict=True)])
-
-
-def input_grad(g: jax.Array, w: jax.Array, z: Geometry, **changes: Any) -> jax.Array:
-    """The right rule, for a geometry with `changes`."""
-    dx = rotated.input_grad(g, w, replace(z, **changes))
-    return fitted(dx, z.x_shape(g.shape[0], w.shape[2] * z.groups))
-
-
-def kernel_grad(x: jax.Array, g: jax.Array, z: Geometry, **changes: Any) -> jax.Array:
-    """The right rule, for a geometry with `changes`."""
-    return fitted(rotated.kernel_grad(x, g, replace(z, **changes)), z.w_shape(x.shape[3] // z.groups, g.shape[3]))
-
-
-def exchanged(padding: Any) -> Any:
-    return tuple((hi, lo) for lo, hi in padding)
-
-
-def circular(x: jax.Array, g: jax.Array, z: Geometry) -> jax.Array:
-    x = jnp.pad(x, ((0, 0), *z.padding, (0, 0)), mode="wrap")
-    return rotated.kernel_grad(x, g, replace(z, spatial=x.shape[1:3], padding=((0, 0), (0, 0))))
-
-
-def remainder_at_the_low_end(g: jax.Array, w: jax.Array, z: Geometry) -> jax.Array:
-    pads = tuple((lo - u, hi + u) for (lo, hi), u in zip(z.padding, z.unread, strict=True))
-    return input_grad(g, w, z, padding=pads)
-
+# The same through `rules=`
 
 STRIDED: Any = ((2, 6, 8, 2), (3, 3, 2, 2), {"stride": (2, 3), "padding": 1})  # one row and one column unread
 DILATED: Any = ((2, 7, 8, 2), (3, 3, 2, 2), {"dilation": 2})
@@ -102,36 +66,33 @@ UPSAMPLED: Any = ((2, 4, 5, 2), (3, 3, 2, 2), {"input_dilation": 2, "padding": 1
 FLIPPED: Any = ((2, 5, 6, 2), (3, 3, 2, 2), {"flip_kernel": True})
 PLAIN: Any = (X, W, {})
 
-INPUT_GRADS: dict[str, tuple[Any, Rule]] = {
-    "the kernel is not rotated": (PLAIN, lambda g, w, z: input_grad(g, w[::-1, ::-1], z)),
-    "one axis of the kernel is rotated": (PLAIN, lambda g, w, z: input_grad(g, w[:, ::-1], z)),
-    "the kernel's channels are not exchanged": (PLAIN, lambda g, w, z: input_grad(g, w.swapaxes(2, 3), z)),
-    "one tap of the kernel off by 1 %": (PLAIN, lambda g, w, z: input_grad(g, w.at[1, 0].multiply(1.01), z)),
-    "a true convolution's kernel is rotated": (FLIPPED, lambda g, w, z: input_grad(g, w, z, flip_kernel=False)),
-    "the groups' order": (GROUPED, lambda g, w, z: input_grad(g, jnp.roll(w, 2, 3), z)),
-    "the stride's remainder ignored": (STRIDED, lambda g, w, z: input_grad(g, w, z, padding=((1, 2), (1, 2)))),
-    "the stride's remainder at the low end": (STRIDED, remainder_at_the_low_end),
-    "the stride's axes exchanged": (STRIDED, lambda g, w, z: input_grad(g, w, z, stride=z.stride[::-1])),
-    "the dilation ignored": (DILATED, lambda g, w, z: input_grad(g, w, z, dilation=(1, 1))),
-    "the padding's ends exchanged": (LOPSIDED, lambda g, w, z: input_grad(g, w, z, padding=exchanged(z.padding))),
-    "the padding off by one row": (PLAIN, lambda g, w, z: input_grad(g, w, z, padding=((0, 2), (1, 1)))),
-    "the input dilation ignored": (UPSAMPLED, lambda g, w, z: input_grad(g, w, z, input_dilation=(1, 1))),
+# The name of a case seeds its arguments: (setting, name of the rule).
+INPUT_GRADS: dict[str, tuple[Any, str]] = {
+    "the kernel is not rotated": (PLAIN, "the kernel is not rotated"),
+    "one axis of the kernel is rotated": (PLAIN, "one axis is rotated, not both"),
+    "the kernel's channels are not exchanged": (PLAIN, "the channels are not exchanged"),
+    "one tap of the kernel off by 1 %": (PLAIN, "one tap is off by 1 %"),
+    "a true convolution's kernel is rotated": (FLIPPED, "a true convolution's kernel is rotated"),
+    "the groups' order": (GROUPED, "the groups are in the wrong order"),
+    "the stride's remainder ignored": (STRIDED, "the stride's remainder is ignored"),
+    "the stride's remainder at the low end": (STRIDED, "the stride's remainder is at the wrong end"),
+    "the stride's axes exchanged": (STRIDED, "the stride's axes are exchanged"),
+    "the dilation ignored": (DILATED, "the dilation is ignored"),
+    "the padding's ends exchanged": (LOPSIDED, "padding low and high are exchanged"),
+    "the padding off by one row": (PLAIN, "the padding is off by one"),
+    "the input dilation ignored": (UPSAMPLED, "the input dilation is ignored"),
 }
-KERNEL_GRADS: dict[str, tuple[Any, Rule]] = {
-    "only the first example": (PLAIN, lambda x, g, z: kernel_grad(x[:1], g[:1], z)),
-    "the batch of g rolled": (PLAIN, lambda x, g, z: kernel_grad(x, jnp.roll(g, 1, 0), z)),
-    "x and g in each other's place": (PLAIN, lambda x, g, z: kernel_grad(g, x, z)),
-    "a circular border": (PLAIN, circular),
-    "a true convolution's result is not rotated": (FLIPPED, lambda x, g, z: kernel_grad(x, g, z, flip_kernel=False)),
-    "the groups' order": (GROUPED, lambda x, g, z: jnp.roll(kernel_grad(x, g, z), 2, 3)),
-    "stride and dilation not exchanged": (
-        STRIDED,
-        lambda x, g, z: kernel_grad(x, g, z, stride=z.dilation, dilation=z.stride),
-    ),
-    "the stride's remainder at the low end": (STRIDED, lambda x, g, z: kernel_grad(x, g, z, padding=((0, 2), (0, 2)))),
-    "the dilation ignored": (DILATED, lambda x, g, z: kernel_grad(x, g, z, dilation=(1, 1))),
-    "the padding's ends exchanged": (LOPSIDED, lambda x, g, z: kernel_grad(x, g, z, padding=exchanged(z.padding))),
-    "the input dilation ignored": (UPSAMPLED, lambda x, g, z: kernel_grad(x, g, z, input_dilation=(1, 1))),
+KERNEL_GRADS: dict[str, tuple[Any, str]] = {
+    "only the first example": (PLAIN, "only the first example counts"),
+    "the batch of g rolled": (PLAIN, "the batch of δ is rolled by one"),
+    "a circular border": (PLAIN, "the border is circular"),
+    "a true convolution's result is not rotated": (FLIPPED, "a true convolution's result is not rotated"),
+    "the groups' order": (GROUPED, "the groups are in the wrong order"),
+    "stride and dilation not exchanged": (STRIDED, "stride and dilation are not exchanged"),
+    "the stride's remainder at the low end": (STRIDED, "the stride's remainder is cropped at the wrong end"),
+    "the dilation ignored": (DILATED, "the dilation is ignored"),
+    "the padding's ends exchanged": (LOPSIDED, "padding low and high are exchanged"),
+    "the input dilation ignored": (UPSAMPLED, "the input dilation is ignored"),
 }
 
 
@@ -142,8 +103,19 @@ def ruled(name: str, setting: Any, rules: ConvRules, op: Any = jaxconv.conv) -> 
 
 CONVOLUTIONS: list[Case] = [
     *(case(f"conv: {k}", with_gradient(conv, b), X, W, gain=gain) for k, (b, gain) in PLAINLY.items()),
-    *(ruled(f"input_grad: {k}", s, ConvRules(r, rotated.kernel_grad)) for k, (s, r) in INPUT_GRADS.items()),
-    *(ruled(f"kernel_grad: {k}", s, ConvRules(rotated.input_grad, r)) for k, (s, r) in KERNEL_GRADS.items()),
+    *(
+        ruled(f"input_grad: {k}", s, ConvRules(WRONG_INPUT_GRADS[r], rotated.kernel_grad))
+        for k, (s, r) in INPUT_GRADS.items()
+    ),
+    *(
+        ruled(f"kernel_grad: {k}", s, ConvRules(rotated.input_grad, WRONG_KERNEL_GRADS[r]))
+        for k, (s, r) in KERNEL_GRADS.items()
+    ),
+    ruled(
+        "kernel_grad: x and g in each other's place",
+        PLAIN,
+        ConvRules(rotated.input_grad, lambda x, g, z: rotated.kernel_grad(g, x, z)),
+    ),
     ruled(
         "conv_transpose: dx by the rotated kernel",
         ((2, 4, 4, 2), (3, 3, 2, 2), {"stride": 2}),

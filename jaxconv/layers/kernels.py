@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxconv.geometry import conv_geometry, conv_transpose_geometry, per_axis, spatial_rank
 from jaxconv.layers.base import Layer, Params, Shape, State, check_features, check_large_enough, check_windows, layer
@@ -16,13 +17,35 @@ from jaxconv.ops.conv import conv
 from jaxconv.ops.conv_transpose import conv_transpose
 from jaxconv.ops.dense import dense
 
+_DRAWN = (9 << 14, 9 << 18)  # numbers in a 3×3 kernel of 128 channels, and of 512
+
+
+def normal(key: jax.Array, shape: Shape, scale: float) -> jax.Array:
+    """`jax.random.normal(key, shape) * scale`, to the last bit, without compiling a program for every shape.
+
+    Each number of a partitionable threefry stream depends on its position alone, so a kernel is the start of a longer
+    draw; and there are few lengths. Cut, scaled and shaped on the host, where nothing is compiled.
+    """
+    if isinstance(key, jax.core.Tracer) or not _partitionable(key):
+        return jax.random.normal(key, shape, jnp.float32) * scale
+    n = math.prod(shape)
+    length = next((length for length in _DRAWN if n <= length), n)
+    stream = jax.random.normal(key, (length,), jnp.float32)
+    kernel = (np.asarray(stream)[:n] * np.float32(scale)).reshape(shape)
+    return jax.device_put(kernel, stream.sharding if stream.committed else None)
+
+
+def _partitionable(key: jax.Array) -> bool:
+    partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+
 
 def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias: bool) -> Params:
     """He et al. (2015): variance 2 / fan_in keeps the scale of activations through a ReLU. A bias starts at 0."""
     if fan_in == 0:
         raise ValueError(f"init: a layer needs at least one input to each output, but its kernel has shape {kernel}.")
-    params = {"w": jax.random.normal(key, kernel, jnp.float32) * math.sqrt(2 / fan_in)}
-    return {**params, "b": jnp.zeros(features, jnp.float32)} if bias else params
+    params = {"w": normal(key, kernel, math.sqrt(2 / fan_in))}
+    return {**params, "b": jax.device_put(np.zeros(features, np.float32))} if bias else params
 
 
 def Conv(

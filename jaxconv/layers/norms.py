@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxconv.geometry import integer
 from jaxconv.layers.base import Layer, Params, Shape, State, layer
@@ -22,7 +22,7 @@ from jaxconv.windows import accumulator
 
 def _constant(shape: Shape, **values: float) -> dict[str, jax.Array]:
     """One number per channel under each name."""
-    return {name: jnp.full(shape[-1], value, jnp.float32) for name, value in values.items()}
+    return {name: jax.device_put(np.full(shape[-1], value, np.float32)) for name, value in values.items()}
 
 
 def BatchNorm(*, momentum: float = 0.9, eps: float = 1e-5, scale: float = 1.0, axis_name: Any = None) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,13 +34,13 @@ def _plain(function: Callable[..., jax.Array], check: Callable[[Shape, Any], Non
 
 
 def Activation(function: Callable[..., jax.Array]) -> Layer:
-    """An elementwise function, of this library (it gets the network's `rules`) or any other."""
+    """An elementwise function. One that takes `rules`, as this library's do, gets the network's."""
     if not callable(function):
         raise TypeError(f"Activation: function must be a function, but is {function!r}.")
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
-    name, ours = getattr(inner, "__name__", type(inner).__name__), _is_ours(inner)
+    name, ruled = getattr(inner, "__name__", type(inner).__name__), _takes_rules(function)
 
     def check(shape: Shape, out: Any) -> None:
         if not isinstance(out, jax.ShapeDtypeStruct):
@@ -50,11 +51,14 @@ def Activation(function: Callable[..., jax.Array]) -> Layer:
                 f"{out.dtype}{list(out.shape)}. For another kind of map, write a Layer(init, apply)."
             )
 
-    return _plain(lambda x, rules: function(x, rules=rules) if ours else function(x), check)
+    return _plain(lambda x, rules: function(x, rules=rules) if ruled else function(x), check)
 
 
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("jaxconv.")
+def _takes_rules(function: Callable[..., Any]) -> bool:
+    try:
+        return "rules" in inspect.signature(function).parameters
+    except ValueError:  # some builtins do not say what they take
+        return False
 
 
 def _windowed(name: str, function: Callable[..., jax.Array]) -> Layer:

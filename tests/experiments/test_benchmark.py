@@ -7,7 +7,8 @@ import itertools
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,38 +133,42 @@ def test_torch_has_the_same_network(network: Network) -> None:
     np.testing.assert_allclose(float(loss), ours, rtol=1e-5)
 
 
+def flax_size(network: Network, params: Any, state: Any) -> int:
+    x = jax.ShapeDtypeStruct((1, *network.image), jnp.float32)
+    _, own, _ = peer_module("flax").twin(network.net, dict(network.options), params, state, x, train=True)
+    return sum(a.size for a in jax.tree.leaves(own))
+
+
+def torch_size(network: Network, params: Any, state: Any) -> int:
+    nets_torch = peer_module("torch")
+    with nets_torch.torch.device("meta"):
+        module = nets_torch.NETS[network.net](network.image, **dict(network.options))
+        return sum(p.numel() for p in module.parameters())
+
+
+def peer_module(peer: str) -> Any:
+    """Where a peer's networks are, if it is installed."""
+    name = {"flax": "peers_flax", "torch": "nets_torch"}[peer]
+    return pytest.importorskip(f"experiments.benchmark.{name}", reason=f"{peer} is not installed", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("size", [flax_size, torch_size], ids=["flax", "torch"])
 @pytest.mark.parametrize("network", STEPS, ids=lambda network: network.title)
-def test_the_networks_that_are_raced_have_the_same_parameters(network: Network) -> None:
+def test_the_networks_that_are_raced_have_the_same_parameters(network: Network, size: Callable[..., int]) -> None:
     """In full size, without arrays; a twin refuses parameters that are not all of its own."""
-    options, shape = dict(network.options), (1, *network.image)
+    shape = (1, *network.image)
     params, state = jax.eval_shape(lambda: network.layer().init(jax.random.key(0), shape)[:2])
-    count = sum(a.size for a in jax.tree.leaves(params))
-    if "flax" in PEERS:
-        from experiments.benchmark import peers_flax
-
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        _, own, _ = peers_flax.twin(network.net, options, params, state, x, train=True)
-        assert sum(a.size for a in jax.tree.leaves(own)) == count
-    if "torch" in PEERS:
-        from experiments.benchmark import nets_torch
-
-        with nets_torch.torch.device("meta"):
-            assert sum(p.numel() for p in nets_torch.NETS[network.net](network.image, **options).parameters()) == count
+    assert size(network, params, state) == sum(a.size for a in jax.tree.leaves(params))
 
 
-def test_a_twin_with_other_parameters_is_refused() -> None:
+@pytest.mark.parametrize("peer", ["flax", "torch"])
+def test_a_twin_with_other_parameters_is_refused(peer: str) -> None:
     wide, narrow = (dataclasses.replace(STEPS[1].shrunk(), options={"width": width}) for width in (4, 2))
     params, state, x, _ = wide.arrays()
-    for peer in PEERS:
-        with pytest.raises(ValueError, match="twin of resnet18 has other param"):
-            if peer == "flax":
-                from experiments.benchmark import peers_flax
-
-                peers_flax.twin("resnet18", dict(narrow.options), params, state, x, train=True)
-            else:
-                from experiments.benchmark import nets_torch
-
-                nets_torch.twin("resnet18", dict(narrow.options), params, narrow.image)
+    twin = partial(peer_module(peer).twin, "resnet18", dict(narrow.options), params)
+    rest = {"flax": partial(twin, state, x, train=True), "torch": partial(twin, narrow.image)}
+    with pytest.raises(ValueError, match="twin of resnet18 has other param"):
+        rest[peer]()
 
 
 # Agreement

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Pages for several devices, which a process has from its start or not at all.
-APART = [ROOT / "docs" / f"{name}.md" for name in ("sharding", "privacy")]
+APART = [page for page in PAGES if "jax_num_cpu_devices" in page.read_text()]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
 PUBLIC = sorted(name for name in jaxconv.__all__ if not inspect.ismodule(getattr(jaxconv, name)))
 DOCUMENTED = {
@@ -47,19 +47,21 @@ def test_docstring_examples_run(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if inspect.isclass(DOCUMENTED[name])])
+def test_every_public_class_says_what_it_is_made_of(name: str) -> None:
+    assert "Args:" in (inspect.getdoc(DOCUMENTED[name]) or "")
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if not inspect.isclass(DOCUMENTED[name])])
 def test_every_public_function_has_an_example_its_errors_and_its_source(name: str) -> None:
     doc = inspect.getdoc(DOCUMENTED[name]) or ""
-    if inspect.isclass(DOCUMENTED[name]):
-        assert "Args:" in doc
-        return
     assert ">>> " in doc and "Source:" in doc, f"{name} lacks an example or its source"
     refers = re.search(r"Args, Returns and Raises are those of `(\w+)`", doc)
     assert refers or all(f"{part}:" in doc for part in ("Args", "Returns", "Raises")), name
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_the_readme_prints_what_its_comments_say(code: str) -> None:
+def prints(code: str) -> list[str]:
+    """The lines that a block of the README prints, for a user of JAX's defaults."""
     printed = io.StringIO()
     with (
         jax.enable_x64(False),
@@ -67,18 +69,26 @@ def test_the_readme_prints_what_its_comments_say(code: str) -> None:
         contextlib.redirect_stdout(printed),
     ):
         exec(compile(code, "README.md", "exec"), {})
+    return printed.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("code", [code for code in blocks("python") if "print(report)" not in code])
+def test_the_readme_prints_what_its_comments_say(code: str) -> None:
     promised = [
         line.split("# ", 1)[1]
         for line in code.splitlines()
         if "print(" in line and "# " in line
         for _ in range(4 if line.startswith("    ") else 1)  # the loop over four rule sets
     ]
-    if "print(report)" in code:
-        lines = iter(digitless(printed.getvalue()))
-        (report,) = blocks("text")
-        assert all(line in lines for line in digitless(report) if line != ["…"]), "the report, in this order"
-    else:
-        assert promised and printed.getvalue().splitlines() == promised
+    assert promised and prints(code) == promised
+
+
+def test_the_readme_prints_the_report_it_shows() -> None:
+    """Line by line in this order, as far as it is shown."""
+    (code,) = [code for code in blocks("python") if "print(report)" in code]
+    (report,) = blocks("text")
+    lines = iter(digitless("\n".join(prints(code))))
+    assert all(line in lines for line in digitless(report) if line != ["…"])
 
 
 def digitless(report: str) -> list[list[str]]:
@@ -86,9 +96,14 @@ def digitless(report: str) -> list[list[str]]:
     return [re.sub(r"-?[0-9][0-9.]*(e[+-][0-9]+)?", "#", line).split() for line in report.splitlines()]
 
 
-def test_the_readme_names_every_public_function() -> None:
-    missing = [n for n in PUBLIC if f"`{n}`" not in README and n not in README and not n.startswith("conv_transpose_")]
-    assert missing == []
+@pytest.mark.parametrize("name", sorted(jaxconv.__all__))
+def test_the_readme_lists_every_public_name(name: str) -> None:
+    """As a word of code in the first column of a table under "What there is"; `conv_transpose_…` is a family."""
+    (section,) = re.findall(r"^## What there is\n(.*?)^## ", README, re.S | re.M)
+    columns = re.findall(r"^\| (.*?) \|", section, re.M)
+    listed = {word for cell in columns for code in re.findall(r"`(.*?)`", cell) for word in re.findall(r"[\w…]+", code)}
+    families = tuple(word.removesuffix("…") for word in listed if word.endswith("…"))
+    assert name in listed or name.startswith(families)
 
 
 def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:

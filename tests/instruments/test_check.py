@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -15,26 +14,9 @@ from jax import lax
 
 import jaxconv
 from jaxconv.gradcheck import KINDS, Report
-
-FAST = ("vmap", "jit")  # kinds that cost a compilation each and are not the point of most tests
-
+from tests.support.judged import FAST, normal, ruled, square
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
-
-
-def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def ruled(primal: Callable[..., Any], change: Callable[..., Any]) -> Callable[..., Any]:
-    """`primal` with a rule that changes its right cotangents."""
-
-    @jax.custom_vjp
-    def f(*args: Any) -> Any:
-        return primal(*args)
-
-    f.defvjp(lambda *args: (primal(*args), args), lambda args, g: change(*jax.vjp(primal, *args)[1](g)))
-    return f
 
 
 # What is right
@@ -143,10 +125,6 @@ def test_a_formula_without_a_digit_is_said_to_have_none() -> None:
 # What is wrong, and the hint
 
 X = normal(4, 6, 6, 3)
-
-
-def square(x: Any) -> Any:
-    return x * x
 
 
 HINTS: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -289,195 +267,6 @@ def test_a_reference_of_ones_own() -> None:
     assert not jaxconv.check(leaky, x, reference=lambda x: jnp.maximum(x, 0.01 * x), skip=FAST).ok
     with pytest.raises(ValueError, match=r"reference must return what leaky returns, but float32\[\] != float32\[20\]"):
         jaxconv.check(leaky, x, reference=jnp.sum)
-
-
-# Kinks
-
-
-@pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0])
-def test_a_kink_is_not_wrong(at_zero: float) -> None:
-    relu = jax.custom_vjp(lambda x: jnp.maximum(x, 0))
-    relu.defvjp(
-        lambda x: (jnp.maximum(x, 0), x), lambda x, g: (g * jnp.where(x == 0, at_zero, (x > 0).astype(x.dtype)),)
-    )
-    report = jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]))
-    assert report.ok and report["differences"].verdict == ("ok" if at_zero == 0.5 else "kink")
-    if at_zero != 0.5:
-        assert report["automatic"].verdict == "kink"
-        assert [f.where for f in report["automatic"].findings] == ["x[1]"]
-        assert "One-sided differences are" in report["differences"].findings[0].hint
-
-
-def test_jumps_may_cancel_along_a_direction() -> None:
-    """As in a residual block whose last scale starts at 0: each entry jumps, and their sum has one slope, 3. Not 0."""
-
-    def f(x: Any) -> Any:
-        ahead, behind = jax.nn.relu(x), jax.nn.relu(-x)
-        return 2 * ahead[0] - behind[0] + ahead[1] - 2 * behind[1]
-
-    for x in (jnp.zeros(2), jnp.array([0.0, 0.0, 1.0])):  # rounded arguments are tied there too
-        report = jaxconv.check(f, x)
-        assert report.ok and report["differences"].verdict == "kink" and report["ties"].verdict in ("ok", "skipped")
-        assert any("the gradients of the entries jump by" in f.hint for f in report["differences"].findings)
-        assert not jaxconv.check(ruled(f, lambda d: (d + 20,)), x, skip=FAST).ok
-
-
-def test_a_tie_may_be_broken_but_not_paid_twice() -> None:
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6, 2)), jnp.float32)
-
-    def pool(x: Any) -> Any:
-        return jaxconv.max_pool(x, 2)
-
-    def paid(x: Any, share: Any) -> Any:
-        f = jax.custom_vjp(pool)
-
-        def backward(saved: Any, g: Any) -> Any:
-            x, y = saved
-            spread = [jnp.repeat(jnp.repeat(a, 2, 1), 2, 2) for a in (y, g)]
-            wins = (x == spread[0]).astype(x.dtype)
-            ties = jnp.repeat(jnp.repeat(jaxconv.avg_pool(wins, 2) * 4, 2, 1), 2, 2)
-            return (wins * spread[1] * share(ties),)
-
-        f.defvjp(lambda x: (pool(x), (x, pool(x))), backward)
-        return jaxconv.check(f, x, skip=FAST)
-
-    assert jaxconv.check(pool, x, skip=FAST).ok
-    assert paid(x, lambda ties: 1 / ties).ok, "shared among the winners"
-    assert not paid(x, lambda ties: 1.0).ok, "each winner gets all of it"
-
-
-def test_a_wrong_rule_is_wrong_beside_a_kink() -> None:
-    relu = ruled(jax.nn.relu, lambda d: (1.001 * d,))
-    assert not jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]), skip=FAST).ok
-
-
-def test_results_at_infinity_have_no_slope() -> None:
-    """A pool whose window lies in the border returns −∞, whatever x is."""
-    assert jaxconv.check(lambda x: jaxconv.max_pool(x, 2, padding=((0, 3),)), normal(1, 4, 1), skip=FAST).ok
-
-
-def test_stopped_gradients_are_not_differences() -> None:
-    def through(x: Any) -> Any:
-        return x + lax.stop_gradient(jnp.round(x) - x) + lax.stop_gradient(x) ** 2
-
-    report = jaxconv.check(through, normal(6), skip=FAST, cuts=["x"])
-    assert report.ok and report["differences"].verdict == "skipped" and "stop_gradient" in report["differences"].about
-    assert not jaxconv.check(lambda x: ruled(jnp.sin, lambda d: (2 * d,))(through(x)), normal(6), skip=FAST).ok
-    state = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
-    layer = functools.partial(jaxconv.batch_norm, scale=None, bias=None, state=state, train=True)
-    assert jaxconv.check(lambda x: layer(x), normal(5, 2), skip=FAST, cuts=True).ok
-    assert jaxconv.check(lambda x: layer(x)[0], normal(5, 2), skip=FAST).ok
-
-
-# What cannot be judged
-
-
-def looped(x: Any) -> Any:
-    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
-
-
-def thrice(x: Any) -> Any:
-    return jnp.sin(jnp.sin(jnp.sin(x)))
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.01])
-def test_rules_where_jax_has_no_gradient(factor: float) -> None:
-    f = jax.custom_vjp(looped)
-    f.defvjp(lambda x: (looped(x), x), lambda x, g: (factor * jax.vjp(thrice, x)[1](g)[0],))
-    report = jaxconv.check(f, normal(5))
-    assert report["automatic"].verdict == "skipped" and report.ok is (factor == 1)
-
-
-def noisy(x: Any) -> Any:
-    jax.debug.print("{}", x)
-    return x
-
-
-UNJUDGEABLE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str]] = {
-    "no gradient": (
-        looped,
-        (normal(3),),
-        TypeError,
-        r"looped cannot be differentiated in reverse mode. ValueError: Rev",
-    ),
-    "integers out": (jnp.argmax, (normal(3),), TypeError, r"argmax returns int32\[\], and integers have no gradient"),
-    "integers in": (
-        square,
-        (jnp.arange(3, dtype=jnp.int32),),
-        TypeError,
-        "square has no floating argument to differentiate, but int32",
-    ),
-    "complex": (
-        square,
-        (jnp.zeros(3, jnp.complex64),),
-        TypeError,
-        "square is complex. Split what it takes and returns",
-    ),
-    "side effects": (
-        noisy,
-        (normal(3),),
-        TypeError,
-        r"noisy has side effects \(Debug\).*Take its prints and callbacks out",
-    ),
-    "overflow": (
-        jnp.exp,
-        (jnp.array([1, 12], jnp.float16),),
-        ValueError,
-        r"overflows float16: a result is infinite, but 1.6",
-    ),
-    "nothing out": (lambda x: None, (normal(3),), TypeError, "returns nothing. Return what is to be differentiated"),
-    "a flag": (
-        lambda x, up: x if up else -x,
-        (normal(3), np.array(True)),
-        TypeError,
-        r"needs the value of up while it is traced, .* as a number of Python, which is held: up\.item\(\)\.",
-    ),
-    "NaN in": (
-        square,
-        (jnp.array([1.0, jnp.nan], jnp.float32),),
-        ValueError,
-        r"x must be finite, but 1 of 2 entries are not",
-    ),
-    "NaN out": (
-        jnp.log,
-        (jnp.array([1.0, -1.0], jnp.float32),),
-        ValueError,
-        "must be a number everywhere, but 1 entries are NaN",
-    ),
-    "a mistake": (
-        lambda x: x @ jnp.ones(9),
-        (normal(3),),
-        ValueError,
-        "fails on these arguments. TypeError: dot_general",
-    ),
-    "too large": (lambda x: x[:1] * jnp.ones((10**6, 10**6)), (normal(3),), MemoryError, "GB are free. Smaller arg"),
-}
-
-
-@pytest.mark.parametrize("name", UNJUDGEABLE)
-def test_what_cannot_be_judged_gets_a_sentence(name: str) -> None:
-    f, args, error, message = UNJUDGEABLE[name]
-    with pytest.raises(error, match=message) as raised:
-        jaxconv.check(f, *args)
-    assert str(raised.value).startswith("check: ")
-
-
-def test_where_check_cannot_be_called() -> None:
-    with pytest.raises(TypeError, match=r"check: x is being traced\. Call check outside"):
-        jax.jit(lambda x: jaxconv.check(jnp.sin, x).ok)(normal(3))
-    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
-    x = jax.device_put(normal(4), jax.NamedSharding(mesh, jax.P("i")))
-    with pytest.raises(TypeError, match=r"check: x is sharded over a mesh with explicit axes\. Pass arrays"):
-        jaxconv.check(jnp.sin, x)
-
-
-def test_options_are_validated() -> None:
-    with pytest.raises(ValueError, match="check: skip leaves no evidence"):
-        jaxconv.check(square, X, skip=list(KINDS))
-    with pytest.raises(ValueError, match=r"check: skip may name structure, .*determinism, but names hope"):
-        jaxconv.check(square, X, skip=["hope"])
-    with pytest.raises(ValueError, match="check: order must be 1 or 2, but is 3"):
-        jaxconv.check(square, X, order=3)
 
 
 # The report

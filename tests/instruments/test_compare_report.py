@@ -129,8 +129,7 @@ def test_the_maps_share_their_array_and_their_scale(
     assert within[0] == within[1] == within[2]
     wrong = "WRONG" in maps[1].get_title()
     assert wrong == (worst > 1) and (not wrong or beyond[0] > 1.5 * beyond[1])
-    if math.isinf(worst):
-        assert images[1].cmap(images[1].norm(peaks[1])) == (0, 0, 0, 1)
+    assert (images[1].cmap(images[1].norm(peaks[1])) == (0, 0, 0, 1)) is math.isinf(worst)
     (bar,) = (axes for axes in figure.axes if axes.get_ylabel().startswith("error (bounds)"))
     assert "limit 1" in [label.get_text() for label in bar.get_yticklabels()]
     assert any(list(line.get_ydata()) == [1, 1] for line in bar.lines)

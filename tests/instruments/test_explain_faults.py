@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 import jaxconv
+from experiments.verdicts.wrong_rules import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
 from jaxconv.explanation import Explanation
 from jaxconv.rules import ConvRules, rotated
 from tests.instruments.test_explain import explained
 from tests.support import oracle
 from tests.support.cases import Case, in_layout
-from tests.trio.test_sabotage import BENCH, WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
+from tests.trio.test_sabotage import BENCH
 
 LINE = (1, 3, 3, 1), (2, 2, 1, 1)
 
@@ -32,7 +33,7 @@ def with_rules(name: str, rule: Any) -> ConvRules:
 
 def telling(wrong: str) -> Case:
     """A convolution on which this mistake can be seen."""
-    bench = {"input dilation": BENCH[3], "remainder": BENCH[1], "circular": BENCH[0]}
+    bench = {"input dilation": BENCH[3], "remainder": BENCH[1], "circular": BENCH[0], "true convolution": BENCH[4]}
     return next((case for word, case in bench.items() if word in wrong), BENCH[2])
 
 
@@ -87,9 +88,9 @@ def assert_adds_up(line: str, total: float) -> None:
     tolerance = 5e-3 if "≈" in line else 1e-12
     _, *terms, last = line.replace("≈", "=").split(" = ")
     assert number(last) == pytest.approx(total, rel=tolerance)
-    if terms and "…" not in line:
-        assert re.fullmatch(r"[\d().·+− e]+", terms[0])
-        assert eval(terms[0].replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=tolerance)
+    for products in terms[: "…" not in line]:
+        assert re.fullmatch(r"[\d().·+− e]+", products)
+        assert eval(products.replace("·", "*").replace("−", "-")) == pytest.approx(total, rel=tolerance)
 
 
 @pytest.mark.parametrize(

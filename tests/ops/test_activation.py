@@ -13,7 +13,8 @@ import pytest
 
 import jaxconv
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES, RULES, assert_close
+from tests.support.cases_ops import assert_close
+from tests.support.rule_sets import ALL_RULES, RULES
 
 # With the parameters of `oracle.ACTIVATIONS`.
 FUNCTIONS: dict[str, Callable[..., jax.Array]] = {

@@ -12,7 +12,8 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import Geometry
-from tests.support.cases_ops import ALL_RULES, assert_close, normal
+from tests.support.cases_ops import assert_close, normal
+from tests.support.rule_sets import ALL_RULES
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])

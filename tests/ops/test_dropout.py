@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxconv
-from tests.support.cases_ops import ALL_RULES, assert_close, normal
+from tests.support.cases_ops import assert_close, normal
+from tests.support.rule_sets import ALL_RULES
 
 KEY = jax.random.key(7)
 

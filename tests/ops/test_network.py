@@ -26,6 +26,7 @@ from jaxconv.layers import (
     residual,
     serial,
 )
+from tests.support.rule_sets import RULES
 
 # Small, but with every kind of op: strided, grouped, dilated, pooled, normalised, with a branch.
 NET = serial(
@@ -34,7 +35,6 @@ NET = serial(
     AvgPool(2, stride=1, padding="SAME"), Flatten(), Dense(3),
 )  # fmt: skip
 SHAPE = (4, 7, 6, 2)
-RULES = ("textbook", "rotated", "fast")
 
 
 @functools.cache

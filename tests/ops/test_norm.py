@@ -14,7 +14,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jaxconv
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES, assert_close, normal
+from tests.support.cases_ops import assert_close, normal
+from tests.support.rule_sets import ALL_RULES
 
 EPS = 0.1  # large enough to be seen
 
@@ -166,8 +167,8 @@ def test_sixteen_bit_statistics_are_summed_in_float32(norm: str, dtype: Any) -> 
     unit = (z - z.mean() if centred else z) / np.sqrt((z.var() if centred else (z * z).mean()) + 1e-5)
     np.testing.assert_array_equal(np.asarray(y, np.float64), unit.astype(dtype).astype(np.float64))
     np.testing.assert_allclose(np.asarray(dbias, np.float64).sum(), m)
-    if centred:
-        np.testing.assert_allclose(np.asarray(dx, np.float64), 0, atol=1e-6)
+    exact = 0 if centred else (1 - unit * unit.mean()) / np.sqrt((z * z).mean() + 1e-5)  # of δ = 1
+    np.testing.assert_allclose(np.asarray(dx, np.float64), exact, atol=1e-6)
 
 
 # Running statistics

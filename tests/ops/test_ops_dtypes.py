@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import jaxconv
-from tests.support.cases_ops import ALL_RULES, OPS, RULES, Op, normal
+from tests.support.cases_ops import OPS, Op, normal
+from tests.support.rule_sets import ALL_RULES, RULES
 
 LOSSES = {op.name for op in OPS if op.name.startswith(("cross_entropy", "mean_squared_error"))}
 SIXTEEN = (jnp.bfloat16, jnp.float16)

@@ -11,7 +11,8 @@ import pytest
 
 import jaxconv
 from tests.support import oracle_ops as oracle
-from tests.support.cases_ops import ALL_RULES, assert_close, in_nhwc, normal, to_layout
+from tests.support.cases_ops import assert_close, in_nhwc, normal, to_layout
+from tests.support.rule_sets import ALL_RULES
 
 MODES = ("zero", "circular", "reflect", "edge")
 

@@ -13,8 +13,7 @@ import numpy as np
 import jaxconv
 from tests.support.cases import FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, layout_of
-
-RULES = ("textbook", "rotated", "fast")
+from tests.support.rule_sets import RULES
 
 
 class Layer(NamedTuple):

@@ -12,9 +12,6 @@ import numpy as np
 
 import jaxconv
 
-RULES = ("textbook", "rotated", "fast")  # the written ones
-ALL_RULES = (*RULES, "autodiff")
-
 Shape = tuple[int, ...]
 
 

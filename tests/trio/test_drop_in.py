@@ -20,8 +20,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from tests.support.agreement import GROUPED, RULES, agree
+from tests.support.agreement import GROUPED, agree
 from tests.support.cases import cotangent
+from tests.support.rule_sets import RULES
 
 CONVS = (jaxconv.conv_general_dilated, lax.conv_general_dilated)
 

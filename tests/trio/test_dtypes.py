@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import jaxconv
-from tests.support.agreement import LAYERS, RULES, Layer
+from tests.support.agreement import LAYERS, Layer
 from tests.support.cases import Case
+from tests.support.rule_sets import RULES
 from tests.support.tolerance import assert_within_bound
 
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)

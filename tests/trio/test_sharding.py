@@ -15,8 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from tests.support.agreement import RULES, Layer, agree
+from tests.support.agreement import Layer, agree
 from tests.support.cases import Case, in_layout
+from tests.support.rule_sets import RULES
 
 CASE = Case((8, 5, 4, 4), (3, 2, 4, 8), {"stride": 2})
 GROUPED = Case((8, 5, 4, 4), (3, 2, 2, 8), {"groups": 2, "padding": ((1, 0), (2, -1))})

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import jaxconv
+from experiments.verdicts.wrong_rules import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
 from jaxconv.explanation import Explanation
 from jaxconv.rules import ConvRules, rotated
 from tests.instruments.page.looking import Arrays, Cell, Visitor, cell, number, snapshot
 from tests.instruments.test_explain_faults import telling
 from tests.support.cases import Case, in_layout
-from tests.trio.test_sabotage import WRONG_INPUT_GRADS, WRONG_KERNEL_GRADS, input_grad, kernel_grad
 
 
 def opened(visit: Visitor, e: Explanation) -> Any:
@@ -60,11 +60,12 @@ def test_a_wrong_rule_is_said_and_marked(visit: Visitor, name: str, wrong: str) 
         assert drawn.truth is not None and number(drawn.truth) == e.right[name][at]
         assert drawn.text != drawn.truth or e.example[name][at] == e.right[name][at]
     # All other numbers are the right ones.
-    for drawn in shot.cells:
-        if drawn.array in Arrays._fields and drawn.key not in found:
-            arrays = {**e.shown.given, **e.right}
-            array = arrays["g" if drawn.array == "delta" else drawn.array]
-            assert number(drawn.text) == array[tuple(map(int, drawn.key.split(",")))]
+    others = [drawn for drawn in shot.cells if drawn.array in Arrays._fields and drawn.key not in found]
+    assert others
+    for drawn in others:
+        arrays = {**e.shown.given, **e.right}
+        array = arrays["g" if drawn.array == "delta" else drawn.array]
+        assert number(drawn.text) == array[tuple(map(int, drawn.key.split(",")))]
     # The right products beside the wrong ones.
     key = next(iter(found))
     cell(page, name, key).focus()
