@@ -17,7 +17,7 @@ import jaxconv
 from jaxconv.commands.speaking import say, working
 from jaxconv.gradcheck import KINDS
 from jaxconv.ops.arguments import ENGINES
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 
 # The evidence of the quick form: every entry, with automatic differentiation in float64.
 QUICK = {"structure", "automatic"}
@@ -38,7 +38,7 @@ def _doctor(options: Any) -> int:
     sys.stdout.flush()
     say("looking for devices")
     print("devices: " + ", ".join(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()))
-    print(f"rules: {', '.join(NAMED)}, autodiff; engines: {', '.join(ENGINES)}")
+    print(f"rules: {', '.join(RULE_SETS)}, autodiff; engines: {', '.join(ENGINES)}")
     float64 = "on" if jnp.asarray(0.0).dtype == jnp.float64 else "off"
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     print(f"float64: {float64}; matmul precision: {precision}")
@@ -78,7 +78,7 @@ def _samples() -> list[Sample]:
     samples: list[Sample] = []
     for dtype in (jnp.float32, jnp.bfloat16):
         args = _arguments(dtype, (2, 9, 8, 4), (3, 3, 2, 6), (6,))
-        for rules in NAMED:
+        for rules in RULE_SETS:
             samples.append((f"{jnp.dtype(dtype).name}, rules={rules!r}", functools.partial(block, rules=rules), args))
     return samples
 
@@ -87,7 +87,8 @@ def _quick_samples() -> list[Sample]:
     """What compiles in a second each: the convolution under every rule set, and what is around it under the default."""
     x, w, b = _arguments(jnp.float32, (2, 5, 4, 4), (2, 2, 2, 6), (6,))
     samples: list[Sample] = [
-        (f"convolution, rules={rules!r}", functools.partial(_convolution, rules=rules), (x, w, b)) for rules in NAMED
+        (f"convolution, rules={rules!r}", functools.partial(_convolution, rules=rules), (x, w, b))
+        for rules in RULE_SETS
     ]
     return [*samples, ("activation, pools and padding, rules='fast'", functools.partial(_pools, rules="fast"), (x,))]
 

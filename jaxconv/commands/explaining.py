@@ -12,7 +12,7 @@ import jaxconv
 from jaxconv.commands.loading import load
 from jaxconv.commands.speaking import CannotRunError, can_draw, can_write, working, write_json
 from jaxconv.geometry import LAYOUTS
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 
 SPATIAL = """
 Shapes are those of x and w in the layout: n,h,w,c and h,w,c/groups,o for NHWC, with any number of spatial axes. Spatial
@@ -40,7 +40,7 @@ def add(command: Callable[..., Any]) -> None:
     explain.add_argument("--groups", default=1, type=int)
     explain.add_argument("--flip-kernel", action="store_true", help="the true convolution")
     explain.add_argument("--layout", default="NHWC", choices=LAYOUTS)
-    explain.add_argument("--rules", default="fast", choices=(*NAMED, "autodiff"), help="whose sums to read")
+    explain.add_argument("--rules", default="fast", choices=(*RULE_SETS, "autodiff"), help="whose sums to read")
     explain.add_argument("--entry", type=_entry, metavar="dx[0,1,2,0]", help="the sum of this entry alone")
     explain.add_argument("--latex", action="store_true", help="LaTeX instead of text")
     explain.add_argument("--json", type=Path, metavar="FILE", help="write the explanation as JSON")

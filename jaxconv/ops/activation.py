@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.ops.arguments import boolean, check_rules, floating, number
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import Derivative, apply
 from jaxconv.windows import widened
 
 
-def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Rule:
+def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Derivative:
     """The rule of an elementwise function: `slope` is σ′, taking what `function` takes."""
 
     def primal(static: tuple[Any, ...], z: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Arra
     def multiply(static: tuple[Any, ...], z: jax.Array, t: jax.Array) -> jax.Array:
         return widened(t) * slope(widened(z), *static)
 
-    return Rule(
+    return Derivative(
         primal=primal,
         forward=lambda static, z: (primal(static, z), z),
         tangent=multiply,
@@ -74,9 +74,9 @@ _SILU = _pointwise(forward.silu, _silu_slope)
 _GELU = _pointwise(forward.gelu, _gelu_slope)
 
 
-def _activate(name: str, rule: Rule, z: ArrayLike, rules: str, *static: Any) -> jax.Array:
+def _activate(name: str, derivative: Derivative, z: ArrayLike, rules: str, *static: Any) -> jax.Array:
     check_rules(name, rules)
-    return apply(rules, rule, static, floating(name, "x", z))
+    return apply(rules, derivative, static, floating(name, "x", z))
 
 
 def relu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:

@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, same_rank, spatial_rank
 from jaxconv.ops.own_rules import held
-from jaxconv.rules import NAMED, ConvRules
+from jaxconv.rules import RULE_SETS, ConvRules
 
 Rules = str | ConvRules
-RULES = (*NAMED, "autodiff")
+RULES = (*RULE_SETS, "autodiff")
 ENGINES = ("auto", "xla")
 
 
@@ -48,7 +48,7 @@ def floating(function: str, name: str, value: Any) -> jax.Array:
     return x
 
 
-def integers(function: str, name: str, value: Any) -> jax.Array:
+def integer_array(function: str, name: str, value: Any) -> jax.Array:
     """`value` as a JAX array of integers, or an error that names the argument."""
     x = as_array(function, name, value)
     if not jnp.issubdtype(x.dtype, jnp.integer):

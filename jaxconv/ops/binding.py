@@ -1,7 +1,7 @@
 """How a rule becomes a gradient: one binding for each value of `rules=`, for the ops here and for ops of your own.
 
-A non-linear op is a `Rule`: its value, what to remember of the point, and its derivative there as a linear map with a
-transpose. `apply` evaluates it. An op that is linear itself is a `linear_pair`: the map and its transpose. `linear`
+A non-linear op comes with its `Derivative`: what to remember of a point, and the derivative there as a linear map with
+a transpose. `apply` evaluates it. An op that is linear itself is a `linear_pair`: the map and its transpose. `linear`
 evaluates that. Both bind the gradient as `rules` says:
 
     "fast"                  the derivative is a linear map of the tangents, so every mode and order works
@@ -11,7 +11,7 @@ evaluates that. Both bind the gradient as `rules` says:
 
 An op with a kernel is bilinear: one of the three maps of a convolution, which are each other's derivatives. `bilinear`
 evaluates it, under all rules in every mode and order, since it is primitives that carry a rule set: a name stands for
-that of `jaxconv.rules.NAMED`, and only "autodiff" for none. `docs/own_rules.md` builds one of each kind.
+that of `jaxconv.rules.RULE_SETS`, and only "autodiff" for none. `docs/own_rules.md` builds one of each kind.
 
 Everything that depends on the value of `rules` is decided in this file.
 """
@@ -31,16 +31,16 @@ from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry
 from jaxconv.ops.arguments import Rules, check_engine, check_rules, frozen
 from jaxconv.primitives import FAST, LinearPair
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, NAMED, ConvRules, Map
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map
 
-__all__ = ["LinearPair", "Rule", "apply", "bilinear", "linear", "linear_pair"]
+__all__ = ["Derivative", "LinearPair", "apply", "bilinear", "linear", "linear_pair"]
 
 # The names under which an op without a kernel is bound by `jax.custom_vjp`.
 REVERSE_ONLY = ("textbook", "rotated")
 
 
-class Rule(NamedTuple):
-    """A layer, its derivative at a point and that derivative's transpose, as plain functions.
+class Derivative(NamedTuple):
+    """A non-linear op, its derivative at a point and that derivative's transpose, as plain functions.
 
     `static` is a hashable of the op's choosing; `operands` are the differentiable arrays.
 
@@ -59,26 +59,26 @@ class Rule(NamedTuple):
     cotangent: Callable[..., tuple[Any, ...]]
 
 
-def apply(rules: Any, rule: Rule, static: Hashable, *operands: jax.Array) -> jax.Array:
+def apply(rules: Any, derivative: Derivative, static: Hashable, *operands: jax.Array) -> jax.Array:
     """The value of a non-linear op, its gradient bound as `rules` says.
 
     Args:
       rules: "fast", "textbook", "rotated", "autodiff" or a `ConvRules`, as every op of the library takes them.
-      rule: what the op is. Make it once, at the top of a module: programs are cached by it.
-      static: passed on to the functions of `rule`; hashable, None if there is nothing to say.
+      derivative: what the op is. Make it once, at the top of a module: programs are cached by it.
+      static: passed on to the functions of `derivative`; hashable, None if there is nothing to say.
       operands: arrays, passed on as well. Integers and masks have no derivative.
 
     Returns:
-      y, as `rule.primal` computes it. A tangent is converted to y's dtype, a cotangent to its operand's.
+      y, as `derivative.primal` computes it. A tangent is converted to y's dtype, a cotangent to its operand's.
 
     Raises:
-      ValueError: `rules` is unknown, or `rule.cotangent` does not return one entry per operand.
+      ValueError: `rules` is unknown, or `derivative.cotangent` does not return one entry per operand.
       TypeError: `static` is not hashable.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxconv import binding
-      >>> square = binding.Rule(
+      >>> square = binding.Derivative(
       ...     primal=lambda _, x: x * x,
       ...     forward=lambda _, x: (x * x, x),
       ...     tangent=lambda _, x, t: 2 * x * t,
@@ -94,11 +94,11 @@ def apply(rules: Any, rule: Rule, static: Hashable, *operands: jax.Array) -> jax
     check_rules("binding.apply", rules)
     _check_static("binding.apply", static)
     if rules == "autodiff":
-        return rule.primal(static, *operands)
+        return derivative.primal(static, *operands)
     operands = tuple(primitives.alike(*operands))
     if rules in REVERSE_ONLY:
-        return _reversed(rule, static)(*_reverse_only(rules, *operands))
-    return _linearised(rule, static)(*operands)
+        return _reversed(derivative, static)(*_reverse_only(rules, *operands))
+    return _linearised(derivative, static)(*operands)
 
 
 def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
@@ -111,7 +111,7 @@ def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[
       transpose: (g, *integers, static=...) -> dx, with x's shape for every g of y's.
 
     Returns:
-      The pair, for `linear`, and for the tangent of a `Rule`: `pair.apply(t, *integers, static=static)`.
+      The pair, for `linear`, and for the tangent of a `Derivative`: `pair.apply(t, *integers, static=static)`.
 
     Raises:
       TypeError: a map is not a function.
@@ -168,7 +168,7 @@ def linear(rules: Any, pair: LinearPair, static: Hashable, x: jax.Array, *intege
     if rules == "autodiff":
         return pair.plain(x, *integers, static=static)
     if rules in REVERSE_ONLY:
-        return apply(rules, _rule_of(pair), static, x, *integers)
+        return apply(rules, _derivative_of(pair), static, x, *integers)
     return pair.apply(x, *integers, static=static)
 
 
@@ -218,7 +218,7 @@ def bilinear(
         options = {"precision": precision, "preferred_element_type": dtype if of.makes == "y" else None}
         given = {option: value for option, value in options.items() if value is not None}
         return _PLAIN[of](a, b, geometry, **given).astype(dtype or a.dtype)
-    return primitives.evaluate(
+    return primitives.bilinear(
         of, a, b, geometry, rules=written, precision=precision, dtype=dtype or a.dtype, engine=engine
     )
 
@@ -232,7 +232,7 @@ _PLAIN: dict[Map, Callable[..., jax.Array]] = {
 
 def rule_set(rules: Rules) -> Rules:
     """The `ConvRules` of a name; "autodiff" is the name of none, and stays."""
-    return NAMED.get(rules, rules) if isinstance(rules, str) else rules
+    return RULE_SETS.get(rules, rules) if isinstance(rules, str) else rules
 
 
 def gradients_of(rules: Rules) -> Rules:
@@ -246,13 +246,13 @@ def gradients_of(rules: Rules) -> Rules:
 
 
 @functools.lru_cache(maxsize=1024)
-def _rule_of(pair: LinearPair) -> Rule:
-    """A linear map as a rule: it remembers its integers, and needs nothing else of the point."""
+def _derivative_of(pair: LinearPair) -> Derivative:
+    """A linear map as its own derivative: it remembers its integers, and needs nothing else of the point."""
 
     def value(static: Hashable, x: jax.Array, *integers: jax.Array) -> jax.Array:
         return pair.plain(x, *integers, static=static)
 
-    return Rule(
+    return Derivative(
         primal=value,
         forward=lambda static, x, *integers: (value(static, x, *integers), integers),
         tangent=lambda static, integers, t, *_: pair.apply(t, *integers, static=static),
@@ -279,24 +279,24 @@ def _check_static(function: str, static: Any) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _reversed(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
+def _reversed(derivative: Derivative, static: Hashable) -> Callable[..., jax.Array]:
     """`jax.custom_vjp`: reverse mode only, and exactly the rule that was written."""
 
     @jax.custom_vjp
     def f(*operands: jax.Array) -> jax.Array:
-        return rule.primal(static, *operands)
+        return derivative.primal(static, *operands)
 
     def forward(*operands: jax.Array) -> tuple[jax.Array, Any]:
-        y, residuals = rule.forward(static, *operands)
+        y, residuals = derivative.forward(static, *operands)
         return y, (residuals, [jnp.zeros(0, x.dtype) for x in operands])  # their dtypes, without their memory
 
     def backward(saved: Any, g: jax.Array) -> tuple[Any, ...]:
         residuals, likes = saved
-        cotangents = rule.cotangent(static, residuals, g)
+        cotangents = derivative.cotangent(static, residuals, g)
         if not isinstance(cotangents, tuple) or len(cotangents) != len(likes):
             given = f"{len(cotangents)} entries" if isinstance(cotangents, tuple) else f"a {type(cotangents).__name__}"
             raise ValueError(
-                f"binding.apply: rule.cotangent must return a tuple of one entry per operand, "
+                f"binding.apply: derivative.cotangent must return a tuple of one entry per operand, "
                 f"but {given} != {len(likes)}."
             )
         return tuple(None if c is None else c.astype(like.dtype) for c, like in zip(cotangents, likes, strict=True))
@@ -306,17 +306,17 @@ def _reversed(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _linearised(rule: Rule, static: Hashable) -> Callable[..., jax.Array]:
+def _linearised(derivative: Derivative, static: Hashable) -> Callable[..., jax.Array]:
     """`jax.custom_jvp`: the derivative is a linear map of the tangents, so every mode and order works."""
 
     @jax.custom_jvp
     def f(*operands: jax.Array) -> jax.Array:
-        return rule.primal(static, *operands)
+        return derivative.primal(static, *operands)
 
     def jvp(operands: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        y, residuals = rule.forward(static, *operands)
+        y, residuals = derivative.forward(static, *operands)
         known = [None if isinstance(t, SymbolicZero) else t for t in tangents]
-        return y, rule.tangent(static, residuals, *known).astype(y.dtype)
+        return y, derivative.tangent(static, residuals, *known).astype(y.dtype)
 
     f.defjvp(jvp, symbolic_zeros=True)
     return jax.jit(f, inline=True)

@@ -77,7 +77,7 @@ def conv_general_dilated(
     geometry, dtype = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
     if batch_group_count > 1:
         lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_group_count)
-    y = primitives.evaluate(CONV, lhs, rhs, geometry, precision=frozen(precision), dtype=dtype)
+    y = primitives.bilinear(CONV, lhs, rhs, geometry, precision=frozen(precision), dtype=dtype)
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

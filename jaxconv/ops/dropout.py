@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxconv.ops.arguments import check_rules, floating, number
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import Derivative, apply
 
 
 def _drop(keep: float, x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
 
 
-_DROPOUT = Rule(
+_DROPOUT = Derivative(
     primal=_drop,
     forward=lambda keep, x, mask: (_drop(keep, x, mask), mask),
     tangent=lambda keep, mask, t, _: _drop(keep, t, mask),

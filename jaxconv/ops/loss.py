@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.ops.arguments import as_array, check_rules, floating, known, number
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import Derivative, apply
 from jaxconv.windows import widened
 
 
@@ -39,7 +39,7 @@ def _entropy_cotangent(_: None, saved: Any, g: Any) -> tuple[jax.Array, jax.Arra
     return g * (p * targets.sum(-1, keepdims=True) - targets), -g * log_p
 
 
-_ENTROPY = Rule(
+_ENTROPY = Derivative(
     primal=lambda _, logits, targets: forward.softmax_cross_entropy(logits, targets),
     forward=_entropy_forward,
     tangent=_entropy_tangent,
@@ -188,7 +188,7 @@ def _square_cotangent(_: None, saved: Any, g: jax.Array) -> tuple[jax.Array, jax
     return dp, -dp, None
 
 
-_SQUARE = Rule(
+_SQUARE = Derivative(
     primal=lambda _, predictions, targets, count: forward.mean_squared_error(predictions, targets, count),
     forward=_square_forward,
     tangent=_square_tangent,

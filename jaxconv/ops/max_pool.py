@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
-from jaxconv.ops.arguments import boolean, check_rules, floating, integers, known
-from jaxconv.ops.binding import Rule, apply, linear, linear_pair
+from jaxconv.ops.arguments import boolean, check_rules, floating, integer_array, known
+from jaxconv.ops.binding import Derivative, apply, linear, linear_pair
 from jaxconv.ops.pool import pool_geometry
 from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
@@ -72,7 +72,7 @@ def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.
     return _at_winner.apply(t, winner, static=static)
 
 
-_MAX_POOL = Rule(
+_MAX_POOL = Derivative(
     primal=lambda static, x: forward.max_pool(x, static),
     forward=lambda static, x: _remember(x, static),
     tangent=_max_pool_tangent,
@@ -247,7 +247,7 @@ def max_unpool(
     Source: `max_pool`'s gradient, as a layer.
     """
     function = "max_unpool"
-    y, indices = floating(function, "y", y), integers(function, "indices", indices)
+    y, indices = floating(function, "y", y), integer_array(function, "indices", indices)
     check_rules(function, rules)
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "y", y.shape, layout)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
 from jaxconv.ops.arguments import boolean, check_rules, floating, number
-from jaxconv.ops.binding import Rule, apply, linear_pair
+from jaxconv.ops.binding import Derivative, apply, linear_pair
 from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
 # Sums over windows
@@ -64,7 +64,7 @@ def _average_transpose(static: _Average, _: None, g: jax.Array) -> tuple[jax.Arr
     return (_spread(g * _weight(static, g.dtype), static[0]),)
 
 
-_AVG_POOL = Rule(
+_AVG_POOL = Derivative(
     primal=lambda static, x: forward.avg_pool(x, *static),
     forward=lambda static, x: (forward.avg_pool(x, *static), None),
     tangent=_average,
@@ -96,7 +96,7 @@ def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> t
     return (inner * _spread(outer * widened(g), static[0]),)
 
 
-_LP_POOL = Rule(
+_LP_POOL = Derivative(
     primal=lambda static, x: forward.lp_pool(x, *static),
     forward=_lp_forward,
     tangent=_lp_tangent,
@@ -113,7 +113,7 @@ def _global_cotangent(axes: tuple[int, ...], shape: tuple[int, ...], g: jax.Arra
     return (jnp.broadcast_to(jnp.expand_dims(widened(g) / count, axes), shape),)
 
 
-_GLOBAL_AVG_POOL = Rule(
+_GLOBAL_AVG_POOL = Derivative(
     primal=lambda axes, x: forward.global_avg_pool(x, axes),
     forward=lambda axes, x: (forward.global_avg_pool(x, axes), x.shape),
     tangent=_global_tangent,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxconv import forward
 from jaxconv.forward import inverse_root, mean
 from jaxconv.ops.arguments import floating, number, same_dtype
-from jaxconv.ops.binding import Rule, apply
+from jaxconv.ops.binding import Derivative, apply
 from jaxconv.windows import accumulator, widened
 
 
@@ -57,7 +57,7 @@ def _project(over: Over, saved: Any, t: jax.Array) -> jax.Array:
     return inverse * (t - along_one - along_normal)
 
 
-_STANDARDISE = Rule(
+_STANDARDISE = Derivative(
     primal=_standardise,
     forward=_remember,
     tangent=_project,
@@ -91,7 +91,7 @@ def _affine_cotangent(_: None, saved: Any, g: jax.Array) -> tuple[jax.Array, ...
     return g * widened(scale), (g * widened(x)).sum(shared, keepdims=True), g.sum(shared, keepdims=True)
 
 
-_AFFINE = Rule(
+_AFFINE = Derivative(
     primal=_affine,
     forward=lambda _, x, scale, shift: (_affine(None, x, scale, shift), (x, scale)),
     tangent=_affine_tangent,

@@ -31,6 +31,6 @@ from jaxconv.primitives.define import PLAIN
 from jaxconv.primitives.linear import LinearPair, linear_pair
 from jaxconv.primitives.mesh import alike
 from jaxconv.primitives.reverse import reverse_only
-from jaxconv.primitives.trio import FAST, PRIMITIVES, evaluate
+from jaxconv.primitives.trio import FAST, PRIMITIVES, bilinear
 
-__all__ = ["FAST", "PLAIN", "PRIMITIVES", "LinearPair", "alike", "evaluate", "linear_pair", "reverse_only"]
+__all__ = ["FAST", "PLAIN", "PRIMITIVES", "LinearPair", "alike", "bilinear", "linear_pair", "reverse_only"]

@@ -15,12 +15,12 @@ from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.primitives import mesh
 from jaxconv.primitives.define import call, define, lower_on_cpu, mapped
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, NAMED, ConvRules, Map
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map
 
-FAST = NAMED["fast"]
+FAST = RULE_SETS["fast"]
 
 
-def evaluate(
+def bilinear(
     of: Map, a: jax.Array, b: jax.Array, geometry: Geometry, *, rules: ConvRules = FAST, dtype: Any,
     precision: Any = None, engine: str = "auto",
 ) -> jax.Array:  # fmt: skip

@@ -34,7 +34,7 @@ __all__ = [
     "CONV",
     "INPUT_GRAD",
     "KERNEL_GRAD",
-    "NAMED",
+    "RULE_SETS",
     "TRIO",
     "ConvRules",
     "Map",
@@ -146,7 +146,7 @@ class ConvRules:
         return cls(InputGrad(backward, options), KernelGrad(backward, options))
 
 
-NAMED = {
+RULE_SETS = {
     "textbook": ConvRules(textbook.input_grad, textbook.kernel_grad, textbook.conv),
     "rotated": ConvRules(rotated.input_grad, rotated.kernel_grad, rotated.conv),
     "fast": ConvRules(fast.input_grad, fast.kernel_grad, fast.conv),

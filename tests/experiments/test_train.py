@@ -187,11 +187,11 @@ def test_four_rule_sets_draw_one_curve(tmp_path: Path) -> None:
 def test_a_rule_that_is_off_by_a_thousandth_does_not_agree(tmp_path: Path, monkeypatch: Any) -> None:
     import jaxconv.rules
 
-    right = jaxconv.rules.NAMED["textbook"]
+    right = jaxconv.rules.RULE_SETS["textbook"]
     wrong = jaxconv.ConvRules(
         right.input_grad, lambda x, g, geometry, **options: 1.001 * right.kernel_grad(x, g, geometry, **options)
     )
-    monkeypatch.setitem(jaxconv.rules.NAMED, "textbook", wrong)
+    monkeypatch.setitem(jaxconv.rules.RULE_SETS, "textbook", wrong)
     worst = rules_agree.run(rules_agree.Options(steps=10, dtype="float32", out=tmp_path / "a.png"), QUIET)
     assert worst["textbook"] > 1 and worst["fast"] <= 1 and worst["rotated"] <= 1
 

@@ -233,9 +233,9 @@ sys.exit(status)
 
 
 def test_doctor_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = jaxconv.rules.NAMED["rotated"]
+    right = jaxconv.rules.RULE_SETS["rotated"]
     wrong = jaxconv.ConvRules(right.input_grad, lambda x, g, geometry: 1.01 * right.kernel_grad(x, g, geometry))
-    monkeypatch.setitem(jaxconv.rules.NAMED, "rotated", wrong)
+    monkeypatch.setitem(jaxconv.rules.RULE_SETS, "rotated", wrong)
     assert main(["doctor", "--quick"]) == 1
     out = capsys.readouterr().out
     assert "convolution, rules='rotated': WRONG" in out and out.count(": right") == 3

@@ -15,7 +15,7 @@ import pytest
 import jaxconv
 from jaxconv.explanation import Explanation
 from jaxconv.explanation.recipes import Recipe
-from jaxconv.rules import NAMED, ConvRules, rotated
+from jaxconv.rules import RULE_SETS, ConvRules, rotated
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, in_layout
 from tests.trio.test_sabotage import BENCH
@@ -69,7 +69,7 @@ def test_in_channels_first_too(case: Case) -> None:
     assert explained(in_layout(case, "NCHW")).verify()
 
 
-@pytest.mark.parametrize("rules", [*(name for name in NAMED if name != "fast"), "autodiff"])
+@pytest.mark.parametrize("rules", [*(name for name in RULE_SETS if name != "fast"), "autodiff"])
 def test_every_rule_set_can_be_read(rules: str) -> None:
     assert explained(SMALL, rules=rules).verify()
 

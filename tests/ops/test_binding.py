@@ -13,7 +13,7 @@ import pytest
 import jaxconv
 from jaxconv import binding
 from jaxconv.geometry import conv_geometry
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, NAMED, TRIO, Map, rotated
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, TRIO, Map, rotated
 from tests.support.cases_ops import assert_close
 from tests.support.refusal import refusal
 from tests.support.rule_sets import ALL_RULES
@@ -24,7 +24,7 @@ MINE = jaxconv.ConvRules(rotated.input_grad, rotated.kernel_grad)
 # A non-linear op: scale · x² where a mask allows it. Each part can say when it runs.
 
 
-def square(calls: list[str] | None = None, cotangents: Callable[..., Any] | None = None) -> binding.Rule:
+def square(calls: list[str] | None = None, cotangents: Callable[..., Any] | None = None) -> binding.Derivative:
     def ran(part: str) -> None:
         if calls is not None:
             calls.append(part)
@@ -49,7 +49,7 @@ def square(calls: list[str] | None = None, cotangents: Callable[..., Any] | None
         ran("cotangent")
         return cotangents(saved, g) if cotangents else (slope(scale, saved) * g, None)
 
-    return binding.Rule(primal, forward, tangent, cotangent)
+    return binding.Derivative(primal, forward, tangent, cotangent)
 
 
 X, MASK = jnp.arange(1.0, 7.0).reshape(3, 2), jnp.array([[True, False], [True, True], [False, True]])
@@ -183,7 +183,7 @@ def test_the_maps_of_the_rule_set_run_and_no_others(of: Map, rules: str, monkeyp
     def scaled(of: Map) -> Callable[..., jax.Array]:
         return lambda a, b, geometry: factors[of] * getattr(rotated, of.name)(a, b, geometry)
 
-    monkeypatch.setitem(NAMED, rules, jaxconv.ConvRules(*map(scaled, (INPUT_GRAD, KERNEL_GRAD, CONV))))
+    monkeypatch.setitem(RULE_SETS, rules, jaxconv.ConvRules(*map(scaled, (INPUT_GRAD, KERNEL_GRAD, CONV))))
     a, b = operands(of)
     y, pullback = jax.vjp(lambda a, b: binding.bilinear(rules, of, GEOMETRY, a, b), a, b)
     right, right_pullback = jax.vjp(lambda a, b: binding.bilinear("autodiff", of, GEOMETRY, a, b), a, b)
@@ -225,7 +225,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
         lambda: binding.linear("autodiff", PART, {}, LINE, START),
         TypeError,
     ),
-    "binding.apply: rule.cotangent must return a tuple of one entry per operand, but 1 entries != 2.": (
+    "binding.apply: derivative.cotangent must return a tuple of one entry per operand, but 1 entries != 2.": (
         lambda: jax.grad(
             lambda x: binding.apply("rotated", square(cotangents=lambda s, g: (g,)), 1.0, x, MASK).sum()
         )(X),

@@ -15,7 +15,7 @@ import pytest
 
 import jaxconv
 from jaxconv.layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, residual, serial
-from jaxconv.rules import NAMED, ConvRules, rotated
+from jaxconv.rules import RULE_SETS, ConvRules, rotated
 from tests.ops.test_models import SMALL
 from tests.support.cases_ops import OPS, Op, assert_close
 from tests.support.refusal import refusal
@@ -357,4 +357,4 @@ def test_the_mark_is_gone_where_nothing_is_left_of_the_rules() -> None:
     assert "reverse_only" in str(jax.make_jaxpr(f)(x))
     assert "reverse_only" not in str(jax.make_jaxpr(jaxconv.automatic(f))(x))
     assert "reverse_only" not in jax.jit(jax.grad(lambda x: f(x).sum())).lower(x).as_text()
-    assert set(NAMED) == {"textbook", "rotated", "fast"}
+    assert set(RULE_SETS) == {"textbook", "rotated", "fast"}

@@ -1,6 +1,6 @@
 """The rule sets that every test of all of them goes through."""
 
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 
-RULES = tuple(NAMED)  # the written ones
+RULES = tuple(RULE_SETS)  # the written ones
 ALL_RULES = (*RULES, "autodiff")

@@ -12,7 +12,7 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import conv_geometry
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 from tests.support.cases import CASES, FEW, Case, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, spatial_and_taps
 
@@ -50,10 +50,10 @@ def test_the_three_maps_are_one_trilinear_form(case: Case) -> None:
     assert (inner(g, y) != 0) == (x.size > 0 and g.size > 0)
 
 
-@pytest.mark.parametrize("rules", NAMED)
+@pytest.mark.parametrize("rules", RULE_SETS)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_so_are_the_plain_functions_of_every_rule_set(case: Case, rules: str) -> None:
-    geometry, maps = conv_geometry("conv", case.x, case.w, **case.options), NAMED[rules]
+    geometry, maps = conv_geometry("conv", case.x, case.w, **case.options), RULE_SETS[rules]
     x, w, g = integers(case.x, case.w, geometry.y_shape(case.x[0], case.w[-1]))
     form = inner(g, jax.jit(maps.conv, static_argnums=2)(x, w, geometry))
     assert form == inner(jax.jit(maps.input_grad, static_argnums=2)(g, w, geometry), x)

@@ -9,7 +9,7 @@ import pytest
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
 from jaxconv.ops.arguments import RULES
-from jaxconv.rules import NAMED, ConvRules, rotated
+from jaxconv.rules import RULE_SETS, ConvRules, rotated
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, layout_of, spatial_and_taps
@@ -120,12 +120,12 @@ def test_a_users_rules_are_conv_transpose_and_its_backward_pass() -> None:
 @pytest.mark.parametrize("rules", ["textbook", "rotated"])
 def test_a_name_binds_the_rules_of_that_name(rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, (x, w) = Recorder(), arrays(CASE)
-    monkeypatch.setitem(NAMED, rules, recorder.rules())
+    monkeypatch.setitem(RULE_SETS, rules, recorder.rules())
     jax.grad(lambda x: jaxconv.conv(x, w, **CASE.options, rules=rules).sum())(x)
     assert "input_grad" in recorder.calls
 
 
-@pytest.mark.parametrize(("rules", "bound"), [*((r, True) for r in NAMED), ("autodiff", False)])
+@pytest.mark.parametrize(("rules", "bound"), [*((r, True) for r in RULE_SETS), ("autodiff", False)])
 def test_all_but_autodiff_bind_the_primitives(rules: str, bound: bool) -> None:
     x, w = arrays(CASE)
     gradient = jax.grad(lambda x: (jaxconv.conv(x, w, **CASE.options, rules=rules) ** 2).sum())

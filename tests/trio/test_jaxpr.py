@@ -84,7 +84,7 @@ def test_the_first_layer_of_a_network_computes_no_input_gradient() -> None:
 MINE = jaxconv.ConvRules(jaxconv.rules.rotated.input_grad, jaxconv.rules.textbook.kernel_grad)
 
 
-@pytest.mark.parametrize("rules", [*jaxconv.rules.NAMED, MINE], ids=lambda r: r if isinstance(r, str) else "mine")
+@pytest.mark.parametrize("rules", [*jaxconv.rules.RULE_SETS, MINE], ids=lambda r: r if isinstance(r, str) else "mine")
 def test_grad_of_vmap_computes_one_kernel_gradient_and_none_per_example(rules: Any) -> None:
     gradient = jax.grad(partial(batch_loss, rules=rules), 1)
     assert ours(gradient, XS, W) == {"conv": 1, "kernel_grad": 1}
@@ -127,7 +127,7 @@ def test_a_transposed_convolution_is_a_program_of_the_three_maps() -> None:
     assert ours(jax.grad(transposed, (0, 1)), X, w) == {"input_grad": 1, "conv": 1, "kernel_grad": 1}
 
 
-@pytest.mark.parametrize("rules", jaxconv.rules.NAMED)
+@pytest.mark.parametrize("rules", jaxconv.rules.RULE_SETS)
 @pytest.mark.parametrize("op", [jaxconv.conv, jaxconv.conv_transpose], ids=lambda op: op.__name__)
 def test_a_frozen_operand_s_partner_is_not_remembered(op: Callable[..., jax.Array], rules: str) -> None:
     """dx needs w and dw needs x: differentiate in one, and only the other is kept."""

@@ -13,7 +13,7 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import conv_geometry
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, layout_of, spatial_and_taps
@@ -37,7 +37,7 @@ def by_rules_and_loops(case: Case, dtype: Any) -> tuple[Computed, Expected]:
             results = rules.conv(x, w, geometry), rules.input_grad(g, w, geometry), rules.kernel_grad(x, g, geometry)
             return dict(zip(MAPS, results, strict=True))
 
-        return {name: maps(rules) for name, rules in NAMED.items()}
+        return {name: maps(rules) for name, rules in RULE_SETS.items()}
 
     return computed(x, w, g), {
         "conv": oracle.exact(oracle.conv, x, w, **case.options),

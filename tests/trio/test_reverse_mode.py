@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxconv
-from jaxconv.rules import NAMED
+from jaxconv.rules import RULE_SETS
 from tests.support.agreement import GROUPED, LAYERS, TINY, Layer, agree, each_rule, oracle
 
 ALL = (0, 1, 2)
@@ -71,7 +71,7 @@ def test_the_rule_that_the_user_brings_is_the_rule_that_runs(op: Callable[..., j
     def thrice(rule: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda *args, **options: 3 * rule(*args, **options)
 
-    named = NAMED["rotated"]
+    named = RULE_SETS["rotated"]
     mine = dataclasses.replace(named, kernel_grad=thrice(named.kernel_grad))
     x, w = np.ones((1, 4, 2)), np.ones((3, 2, 2))
 

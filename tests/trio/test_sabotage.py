@@ -21,7 +21,7 @@ from experiments.verdicts.wrong_rules import (
     kernel_grad,
 )
 from jaxconv.geometry import conv_geometry
-from jaxconv.rules import NAMED, ConvRules
+from jaxconv.rules import RULE_SETS, ConvRules
 from tests.support import oracle
 from tests.support.cases import Case, arrays, cotangent
 from tests.support.tolerance import error_in_bounds
@@ -36,7 +36,10 @@ BENCH = [
 ]
 
 
-RIGHT: dict[str, ConvRules] = {**NAMED, "the one that the wrong ones were made of": ConvRules(input_grad, kernel_grad)}
+RIGHT: dict[str, ConvRules] = {
+    **RULE_SETS,
+    "the one that the wrong ones were made of": ConvRules(input_grad, kernel_grad),
+}
 CANDIDATES: dict[tuple[str, str], ConvRules] = {
     **{("dx", name): ConvRules(rule, kernel_grad) for name, rule in WRONG_INPUT_GRADS.items()},
     **{("dw", name): ConvRules(input_grad, rule) for name, rule in WRONG_KERNEL_GRADS.items()},
