@@ -196,6 +196,7 @@ def test_numbers_that_are_none_are_refused(words: list[str], capsys: pytest.Capt
     assert exit_.value.code == 2 and "must be written like" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_doctor_in_a_fresh_process() -> None:
     done = subprocess.run([sys.executable, "-m", "jaxconv", "doctor"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
