@@ -79,7 +79,7 @@ INPUT_GRADS: dict[str, tuple[Any, str]] = {
     "the stride's axes exchanged": (STRIDED, "the stride's axes are exchanged"),
     "the dilation ignored": (DILATED, "the dilation is ignored"),
     "the padding's ends exchanged": (LOPSIDED, "padding low and high are exchanged"),
-    "the padding off by one row": (PLAIN, "the padding is off by one"),
+    "the padding off by one": (PLAIN, "the padding is off by one"),
     "the input dilation ignored": (UPSAMPLED, "the input dilation is ignored"),
 }
 KERNEL_GRADS: dict[str, tuple[Any, str]] = {

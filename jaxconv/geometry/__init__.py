@@ -6,11 +6,11 @@ from jaxconv.geometry.algebra import (
     Axis,
     Geometry,
     Layout,
-    channels_last,
+    channels_last_order,
     inverse,
     largest_divisor,
     placed,
-    taps_first,
+    taps_first_order,
 )
 from jaxconv.geometry.resolve import (
     check_layout,
@@ -33,7 +33,7 @@ __all__ = [
     "Axis",
     "Geometry",
     "Layout",
-    "channels_last",
+    "channels_last_order",
     "check_layout",
     "conv_geometry",
     "conv_transpose_geometry",
@@ -48,6 +48,6 @@ __all__ = [
     "same_rank",
     "sizes",
     "spatial_rank",
-    "taps_first",
+    "taps_first_order",
     "window_geometry",
 ]

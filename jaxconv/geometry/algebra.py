@@ -243,13 +243,13 @@ class Geometry:
         return tuple(axis.kernel_grad_padding for axis in self.axes)
 
 
-def channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+def channels_last_order(spec: Sequence[int]) -> tuple[int, ...]:
     """The permutation that turns an array of a layout channels-last: (batch, *spatial, channel) or (out, *taps, in)."""
     first, second, *rest = spec
     return (first, *rest, second)
 
 
-def taps_first(spec: Sequence[int]) -> tuple[int, ...]:
+def taps_first_order(spec: Sequence[int]) -> tuple[int, ...]:
     """The permutation that turns a kernel of a layout into (*taps, in, out)."""
     outputs, inputs, *taps = spec
     return (*taps, inputs, outputs)

@@ -50,8 +50,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
             apart = closed.jaxpr.replace(constvars=[], invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
             programs[key] = jax.jit(jaxpr_as_fun(ClosedJaxpr(apart, ()))), closed.consts, jax.tree.structure(shapes)
-        run, consts, results = programs[key]
-        return jax.tree.unflatten(results, run(*consts, *leaves))
+        program, consts, results = programs[key]
+        return jax.tree.unflatten(results, program(*consts, *leaves))
 
     return call
 

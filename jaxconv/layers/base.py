@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxconv.geometry import integer, per_axis, resolve_padding
 
@@ -30,6 +31,18 @@ class Layer(NamedTuple):
 
     init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]]
     apply: Callable[..., tuple[jax.Array, State]]
+
+
+def on_host() -> bool:
+    """Whether parameters may be made on the host: not where a mesh says how arrays are split."""
+    return bool(jax.sharding.get_abstract_mesh().empty)
+
+
+def constant(shape: int | Shape, value: float) -> jax.Array:
+    """Parameters of one value, in float32; made on the host, where no shape is compiled for."""
+    if on_host():
+        return jax.device_put(np.full(shape, value, np.float32))
+    return jnp.full(shape, value, jnp.float32)
 
 
 def layer(

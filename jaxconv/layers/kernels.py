@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.geometry import conv_geometry, conv_transpose_geometry, per_axis, spatial_rank
-from jaxconv.layers.base import Layer, Params, Shape, State, check_features, check_large_enough, check_windows, layer
+from jaxconv.layers.base import (
+    Layer,
+    Params,
+    Shape,
+    State,
+    check_features,
+    check_large_enough,
+    check_windows,
+    constant,
+    layer,
+    on_host,
+)
 from jaxconv.ops.arguments import boolean, check_groups
 from jaxconv.ops.conv import conv
 from jaxconv.ops.conv_transpose import conv_transpose
@@ -24,13 +35,16 @@ def normal(key: jax.Array, shape: Shape, scale: float) -> jax.Array:
     """`jax.random.normal(key, shape) * scale`, to the last bit, without compiling a program for every shape.
 
     Each number of a partitionable threefry stream depends on its position alone, so a kernel is the start of a longer
-    draw; and there are few lengths. Cut, scaled and shaped on the host, where nothing is compiled.
+    draw; and there are few lengths. Cut, scaled and shaped on the host, where nothing is compiled; while a program is
+    traced, or where a mesh says how arrays are split, it is drawn as it is written.
     """
-    if isinstance(key, jax.core.Tracer) or not _partitionable(key):
-        return jax.random.normal(key, shape, jnp.float32) * scale
     n = math.prod(shape)
     length = next((length for length in _DRAWN if n <= length), n)
+    if isinstance(key, jax.core.Tracer) or not on_host() or not _partitionable(key):
+        return jax.random.normal(key, shape, jnp.float32) * scale
     stream = jax.random.normal(key, (length,), jnp.float32)
+    if isinstance(stream, jax.core.Tracer):  # of a key that the program has closed over
+        return stream[:n].reshape(shape) * scale
     kernel = (np.asarray(stream)[:n] * np.float32(scale)).reshape(shape)
     return jax.device_put(kernel, stream.sharding if stream.committed else None)
 
@@ -45,7 +59,7 @@ def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias:
     if fan_in == 0:
         raise ValueError(f"init: a layer needs at least one input to each output, but its kernel has shape {kernel}.")
     params = {"w": normal(key, kernel, math.sqrt(2 / fan_in))}
-    return {**params, "b": jax.device_put(np.zeros(features, np.float32))} if bias else params
+    return {**params, "b": constant(features, 0)} if bias else params
 
 
 def Conv(

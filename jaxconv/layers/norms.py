@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxconv.geometry import integer
-from jaxconv.layers.base import Layer, Params, Shape, State, layer
+from jaxconv.layers.base import Layer, Params, Shape, State, constant, layer
 from jaxconv.ops.arguments import number
 from jaxconv.ops.batch_norm import batch_norm, check_momentum
 from jaxconv.ops.norm import group_norm, instance_norm, layer_norm, rms_norm
@@ -22,7 +21,7 @@ from jaxconv.windows import accumulator
 
 def _constant(shape: Shape, **values: float) -> dict[str, jax.Array]:
     """One number per channel under each name."""
-    return {name: jax.device_put(np.full(shape[-1], value, np.float32)) for name, value in values.items()}
+    return {name: constant(shape[-1], value) for name, value in values.items()}
 
 
 def BatchNorm(*, momentum: float = 0.9, eps: float = 1e-5, scale: float = 1.0, axis_name: Any = None) -> Layer:

@@ -18,7 +18,7 @@ from jaxconv.windows import widened
 
 
 def _pointwise(function: Callable[..., jax.Array], slope: Callable[..., jax.Array]) -> Derivative:
-    """The rule of an elementwise function: `slope` is σ′, taking what `function` takes."""
+    """The derivative of an elementwise function: `slope` is σ′, taking what `function` takes."""
 
     def primal(static: tuple[Any, ...], z: jax.Array) -> jax.Array:
         return function(widened(z), *static).astype(z.dtype)

@@ -13,7 +13,7 @@ An op with a kernel is bilinear: one of the three maps of a convolution, which a
 evaluates it, under all rules in every mode and order, since it is primitives that carry a rule set: a name stands for
 that of `jaxconv.rules.RULE_SETS`, and only "autodiff" for none. `docs/own_rules.md` builds one of each kind.
 
-Everything that depends on the value of `rules` is decided in this file.
+Which rule set a value of `rules` stands for, and how it is bound, is decided in this file.
 """
 
 from __future__ import annotations

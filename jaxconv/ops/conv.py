@@ -44,7 +44,7 @@ _IN_X, _IN_W = CONV.transposes
 def convolve(
     x: jax.Array, w: jax.Array, geometry: Geometry, rules: Rules, engine: str, precision: Any, dtype: Any = None
 ) -> jax.Array:
-    """`conv` on a resolved geometry: a rule set says what the gradients are; the forward pass is `lax`'s for all."""
+    """`conv` on a resolved geometry: a rule set says what the gradients are; y is `lax`'s for all but "fast"."""
     return bilinear(gradients_of(rules), CONV, geometry, x, w, engine=engine, precision=precision, dtype=dtype)
 
 

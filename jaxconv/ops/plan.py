@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxconv.geometry import sizes
-from jaxconv.ops.arguments import check_engine, convolution, floating
+from jaxconv.ops.arguments import check_engine, convolution
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
 
@@ -91,7 +90,8 @@ def plan(
     Source: `jaxconv.rules.fast.choice`, the same function that the lowering calls.
     """
     function, dtype = "plan", jnp.dtype(dtype)
-    floating(function, "x", np.zeros((), dtype))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{function}: dtype must be floating (float32, bfloat16, float16 or float64), but is {dtype}.")
     check_engine(function, engine)
     x_shape, w_shape = sizes(function, "x_shape", x_shape), sizes(function, "w_shape", w_shape)
     geometry = convolution(

@@ -54,22 +54,22 @@ def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[
 
 def _primitive(name: str, function: Callable[..., jax.Array]) -> Primitive:
     compute = functools.partial(_computed, function)
-    return define(name, compute, compute, functools.partial(_traced, function))
+    return define(name, compute, compute, functools.partial(_traced, compute))
 
 
 def _computed(function: Callable[..., jax.Array], *operands: jax.Array, static: Any, depth: int) -> jax.Array:
     return mapped(functools.partial(function, static=static), depth)(*operands)
 
 
-def _traced(function: Callable[..., jax.Array], *operands: jax.ShapeDtypeStruct, **static: Any) -> jax.ShapeDtypeStruct:
-    return _trace(function, operands, tuple(static.items()))
+def _traced(compute: Callable[..., jax.Array], *operands: jax.ShapeDtypeStruct, **static: Any) -> jax.ShapeDtypeStruct:
+    return _trace(compute, operands, tuple(static.items()))
 
 
 @functools.lru_cache(maxsize=1 << 15)
 def _trace(
-    function: Callable[..., jax.Array], operands: tuple[jax.ShapeDtypeStruct, ...], static: Static
+    compute: Callable[..., jax.Array], operands: tuple[jax.ShapeDtypeStruct, ...], static: Static
 ) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(functools.partial(_computed, function, **dict(static)), *operands)
+    return jax.eval_shape(functools.partial(compute, **dict(static)), *operands)
 
 
 def _bind(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:

@@ -23,18 +23,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.geometry import Geometry, channels_last, inverse
+from jaxconv.geometry import Geometry, channels_last_order, inverse
 from jaxconv.windows import accumulator, padded, tap_slice, taps
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """(batch, *spatial, channel) from any layout; for kernels (out, *taps, in)."""
-    return a.transpose(channels_last(spec))
+    return a.transpose(channels_last_order(spec))
 
 
 def _restored(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """The inverse of `_channels_last`."""
-    return a.transpose(inverse(channels_last(spec)))
+    return a.transpose(inverse(channels_last_order(spec)))
 
 
 def _tap_of(tap: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core import primitives as known
 
 from jaxconv import primitives
-from jaxconv.geometry import Geometry, channels_last
+from jaxconv.geometry import Geometry, channels_last_order
 from jaxconv.rules import KERNEL_GRAD
 from jaxconv.transforms.program import CALLS, bind, by_table, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
@@ -323,5 +323,5 @@ def _squared_norm(factors: Factors, gram: bool) -> jax.Array:
 
 def _rows(a: jax.Array, spec: tuple[int, ...], geometry: Geometry) -> jax.Array:
     """(batch, *spatial, channel) in any layout as (position, group, channel of the group)."""
-    a = a.transpose(channels_last(spec))
+    a = a.transpose(channels_last_order(spec))
     return a.reshape(math.prod(a.shape[:-1]), geometry.groups, a.shape[-1] // geometry.groups)

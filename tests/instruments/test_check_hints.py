@@ -19,6 +19,7 @@ from jaxconv.geometry import Geometry
 from jaxconv.gradcheck import KINDS, Report
 from jaxconv.gradcheck.where import where
 from jaxconv.rules import ConvRules, rotated
+from tests.support.judged import normal
 
 ALONE = tuple(kind for kind in KINDS if kind != "automatic")
 SLOW = ("adjoint", "zeros", "linearity", "vmap", "jit", "determinism")
@@ -26,10 +27,6 @@ Rule = Callable[[Any, Any, Geometry], Any]
 
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def hint(report: Report, path: str) -> str:

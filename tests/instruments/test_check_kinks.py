@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import jaxconv
-from tests.support.judged import FAST, normal, ruled
+from tests.support.judged import COSTLY, normal, ruled
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -41,7 +41,7 @@ def test_jumps_may_cancel_along_a_direction() -> None:
         report = jaxconv.check(f, x)
         assert report.ok and report["differences"].verdict == "kink" and report["ties"].verdict in ("ok", "skipped")
         assert any("the gradients of the entries jump by" in f.hint for f in report["differences"].findings)
-        assert not jaxconv.check(ruled(f, lambda d: (d + 20,)), x, skip=FAST).ok
+        assert not jaxconv.check(ruled(f, lambda d: (d + 20,)), x, skip=COSTLY).ok
 
 
 def test_a_tie_may_be_broken_but_not_paid_twice() -> None:
@@ -61,31 +61,31 @@ def test_a_tie_may_be_broken_but_not_paid_twice() -> None:
             return (wins * spread[1] * share(ties),)
 
         f.defvjp(lambda x: (pool(x), (x, pool(x))), backward)
-        return jaxconv.check(f, x, skip=FAST)
+        return jaxconv.check(f, x, skip=COSTLY)
 
-    assert jaxconv.check(pool, x, skip=FAST).ok
+    assert jaxconv.check(pool, x, skip=COSTLY).ok
     assert paid(x, lambda ties: 1 / ties).ok, "shared among the winners"
     assert not paid(x, lambda ties: 1.0).ok, "each winner gets all of it"
 
 
 def test_a_wrong_rule_is_wrong_beside_a_kink() -> None:
     relu = ruled(jax.nn.relu, lambda d: (1.001 * d,))
-    assert not jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]), skip=FAST).ok
+    assert not jaxconv.check(relu, jnp.array([-1.0, 0.0, 2.0]), skip=COSTLY).ok
 
 
 def test_results_at_infinity_have_no_slope() -> None:
     """A pool whose window lies in the border returns −∞, whatever x is."""
-    assert jaxconv.check(lambda x: jaxconv.max_pool(x, 2, padding=((0, 3),)), normal(1, 4, 1), skip=FAST).ok
+    assert jaxconv.check(lambda x: jaxconv.max_pool(x, 2, padding=((0, 3),)), normal(1, 4, 1), skip=COSTLY).ok
 
 
 def test_stopped_gradients_are_not_differences() -> None:
     def through(x: Any) -> Any:
         return x + lax.stop_gradient(jnp.round(x) - x) + lax.stop_gradient(x) ** 2
 
-    report = jaxconv.check(through, normal(6), skip=FAST, cuts=["x"])
+    report = jaxconv.check(through, normal(6), skip=COSTLY, cuts=["x"])
     assert report.ok and report["differences"].verdict == "skipped" and "stop_gradient" in report["differences"].about
-    assert not jaxconv.check(lambda x: ruled(jnp.sin, lambda d: (2 * d,))(through(x)), normal(6), skip=FAST).ok
+    assert not jaxconv.check(lambda x: ruled(jnp.sin, lambda d: (2 * d,))(through(x)), normal(6), skip=COSTLY).ok
     state = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
     layer = functools.partial(jaxconv.batch_norm, scale=None, bias=None, state=state, train=True)
-    assert jaxconv.check(lambda x: layer(x), normal(5, 2), skip=FAST, cuts=True).ok
-    assert jaxconv.check(lambda x: layer(x)[0], normal(5, 2), skip=FAST).ok
+    assert jaxconv.check(lambda x: layer(x), normal(5, 2), skip=COSTLY, cuts=True).ok
+    assert jaxconv.check(lambda x: layer(x)[0], normal(5, 2), skip=COSTLY).ok

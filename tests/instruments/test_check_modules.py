@@ -13,15 +13,12 @@ import pytest
 from flax import linen, nnx
 
 import jaxconv
+from tests.support.judged import normal
 
 FAST = ("vmap", "jit", "zeros", "linearity")
 
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 @jax.custom_vjp

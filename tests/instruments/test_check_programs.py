@@ -13,12 +13,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 import jaxconv
+from tests.support.judged import normal
 
 FAST = ("vmap", "jit", "determinism", "linearity")
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 @jax.custom_vjp

@@ -7,17 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
 
 import jaxconv
+from tests.support.judged import normal
 
 FAST = ("vmap", "jit", "determinism", "linearity")
-
-
-def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def times(f: Callable[..., Any], factor: float) -> Callable[..., Any]:

@@ -13,16 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib.image
-import numpy as np
 import pytest
 
 import jaxconv
 from jaxconv.comparison import OPERATIONS, Comparison
 from jaxconv.comparison.race import _race
-
-
-def normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+from tests.support.judged import normal
 
 
 def net(x: Any, w: Any) -> Any:

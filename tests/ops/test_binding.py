@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -50,6 +51,22 @@ def square(calls: list[str] | None = None, cotangents: Callable[..., Any] | None
         return cotangents(saved, g) if cotangents else (slope(scale, saved) * g, None)
 
     return binding.Derivative(primal, forward, tangent, cotangent)
+
+
+@dataclass
+class Times:
+    """A linear map that has no hash."""
+
+    factor: float
+
+    def __call__(self, x: jax.Array, static: None) -> jax.Array:
+        return self.factor * x
+
+
+def test_a_linear_map_needs_no_hash() -> None:
+    triple = binding.linear_pair("triple", Times(3.0), Times(3.0))
+    y, back = jax.vjp(lambda x: binding.linear("fast", triple, None, x), jnp.ones(2))
+    assert (y == 3).all() and (back(y)[0] == 9).all()
 
 
 X, MASK = jnp.arange(1.0, 7.0).reshape(3, 2), jnp.array([[True, False], [True, True], [False, True]])

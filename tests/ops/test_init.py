@@ -63,6 +63,8 @@ def test_under_transformations() -> None:
 
     ours = parameters(KEY)
     assert jax.eval_shape(parameters, KEY) == jax.eval_shape(lambda: ours)
+    alone = jax.eval_shape(lambda: Dense(2).init(KEY, (1, 3))[0])  # the key is a constant, and yet there are no numbers
+    assert {name: a.shape for name, a in alone.items()} == {"w": (3, 2), "b": (2,)}
     within = partial(np.testing.assert_allclose, rtol=1e-6)
     jax.tree.map(within, jax.jit(parameters)(KEY), ours)
     keys = jax.random.split(KEY, 3)
@@ -75,6 +77,14 @@ def test_parameters_are_where_their_key_is() -> None:
     params, _, _ = Dense(3).init(jax.device_put(KEY, other), (1, 2))
     assert params["w"].devices() == {other} and params["w"].committed
     assert not Dense(3).init(KEY, (1, 2))[0]["w"].committed
+
+
+def test_parameters_are_on_the_mesh_that_is_set() -> None:
+    mesh = jax.make_mesh((2,), ("batch",), (jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params, state, _ = net(4).init(KEY, (1, 6, 6, 2))
+        shardings = {a.sharding for a in jax.tree.leaves((params, state))}
+    assert all(isinstance(s, jax.sharding.NamedSharding) and s.mesh == mesh for s in shardings), shardings
 
 
 def test_parameters_may_be_donated() -> None:

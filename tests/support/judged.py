@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FAST = ("vmap", "jit")  # kinds that cost a compilation each and are not the point of most tests
+COSTLY = ("vmap", "jit")  # kinds that cost a compilation each and are not the point of most tests
 
 
 def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:

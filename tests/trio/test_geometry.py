@@ -11,7 +11,17 @@ import pytest
 from jax import lax
 
 import jaxconv.geometry
-from jaxconv.geometry import LAYOUTS, Axis, Geometry, Layout, channels_last, conv_geometry, inverse, placed, taps_first
+from jaxconv.geometry import (
+    LAYOUTS,
+    Axis,
+    Geometry,
+    Layout,
+    channels_last_order,
+    conv_geometry,
+    inverse,
+    placed,
+    taps_first_order,
+)
 
 # Every axis with up to 6 inputs and 3 taps, except those that crop more than there is.
 AXES = [
@@ -207,9 +217,9 @@ def test_an_int_is_one_per_axis(option: str) -> None:
 def test_a_layout_is_turned_channels_last_and_back(layout: str, rank: int) -> None:
     place, many = Layout.of(layout, rank), tuple(range(3, 3 + rank))
     shape, kernel = placed(place.x, 1, 2, many), placed(place.w, 1, 2, many)
-    assert tuple(shape[axis] for axis in channels_last(place.x)) == (1, *many, 2)
-    assert tuple(kernel[axis] for axis in channels_last(place.w)) == (1, *many, 2)
-    assert tuple(kernel[axis] for axis in taps_first(place.w)) == (*many, 2, 1)
+    assert tuple(shape[axis] for axis in channels_last_order(place.x)) == (1, *many, 2)
+    assert tuple(kernel[axis] for axis in channels_last_order(place.w)) == (1, *many, 2)
+    assert tuple(kernel[axis] for axis in taps_first_order(place.w)) == (*many, 2, 1)
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(4))], ids=str)

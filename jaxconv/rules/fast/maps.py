@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxconv.geometry import Geometry, channels_last, inverse, taps_first
+from jaxconv.geometry import Geometry, channels_last_order, inverse, taps_first_order
 from jaxconv.rules import rotated
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
@@ -20,8 +20,8 @@ from jaxconv.windows import accumulator
 
 
 @dataclass(frozen=True)
-class Maps:
-    """The maps on channels-last arrays: what the formulations build on each other with.
+class ChannelsLast:
+    """The maps on channels-last arrays, which are the `Maps` that formulations build on each other with.
 
     Attributes:
       platform: as a `Call` has it.
@@ -45,10 +45,10 @@ class Maps:
         call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes)
         return choice.chosen(call).compute(x, g, geometry, self)
 
-    def turned(self) -> Maps:
+    def turned(self) -> ChannelsLast:
         return replace(self, turned_kernels=True)
 
-    def carrying(self, dtype: Any) -> Maps:
+    def carrying(self, dtype: Any) -> ChannelsLast:
         """The same for operands of a dtype, sums carried in float32 or wider and at least as wide as the result."""
         with jax.numpy_dtype_promotion("standard"):
             carried = jnp.promote_types(*map(accumulator, (dtype, self.dtype or dtype)))
@@ -57,12 +57,12 @@ class Maps:
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """x, y or g as (n, *spatial, channel)."""
-    return a.transpose(channels_last(spec))
+    return a.transpose(channels_last_order(spec))
 
 
 def _kernel(w: jax.Array, geometry: Geometry) -> jax.Array:
     """w as (*taps, in, out), unflipped."""
-    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(taps_first(geometry.layout.w))
+    return (rotated.rot180(w, geometry) if geometry.flip_kernel else w).transpose(taps_first_order(geometry.layout.w))
 
 
 def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -75,14 +75,14 @@ def conv(
     preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
-    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
     chosen = choice.chosen(Call("conv", platform, x.dtype, geometry, *sizes))
     if chosen.any_layout:
         return chosen.compute(x, w, geometry, maps)
     x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
     y = chosen.compute(x_last, w_last, geometry.channels_last(), maps.carrying(x.dtype))
-    return _restored(y, channels_last(layout.y), preferred_element_type or x.dtype)
+    return _restored(y, channels_last_order(layout.y), preferred_element_type or x.dtype)
 
 
 def input_grad(
@@ -90,14 +90,14 @@ def input_grad(
     preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂x; see `rotated.input_grad`."""
-    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
     chosen = choice.chosen(Call("input_grad", platform, g.dtype, geometry, *sizes))
     if chosen.any_layout:
         return chosen.compute(g, w, geometry, maps)
     g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
     dx = chosen.compute(g_last, w_last, geometry.channels_last(), maps.carrying(g.dtype))
-    return _restored(dx, channels_last(layout.x), preferred_element_type or g.dtype)
+    return _restored(dx, channels_last_order(layout.x), preferred_element_type or g.dtype)
 
 
 def kernel_grad(
@@ -105,12 +105,12 @@ def kernel_grad(
     preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂w; see `rotated.kernel_grad`."""
-    layout, maps = geometry.layout, Maps(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
     chosen = choice.chosen(Call("kernel_grad", platform, x.dtype, geometry, *sizes))
     if chosen.any_layout:
         return chosen.compute(x, g, geometry, maps)
     x_last, g_last = _data(x, layout.x), _data(g, layout.y)
     dw = chosen.compute(x_last, g_last, geometry.channels_last(), maps.carrying(x.dtype))
-    dw = _restored(dw, taps_first(layout.w), preferred_element_type or x.dtype)
+    dw = _restored(dw, taps_first_order(layout.w), preferred_element_type or x.dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw

@@ -58,7 +58,7 @@ def few_taps(geometry: Geometry) -> bool:
     return geometry.taps[-1] <= 3 and math.prod(geometry.taps) <= 9
 
 
-def _widened(x: jax.Array, outputs: int) -> jax.Array:
+def _repeated(x: jax.Array, outputs: int) -> jax.Array:
     """x with every channel repeated for each output of its group."""
     multiplier = outputs // x.shape[-1]
     return x if multiplier == 1 else jnp.repeat(x, multiplier, -1)
@@ -71,7 +71,7 @@ def conv(x: jax.Array, w: jax.Array, geometry: Geometry, maps: Maps) -> jax.Arra
     read = x if inside else padded(x, geometry)
     rows: dict[tuple[int, ...], list[jax.Array]] = {}
     for channel in range(inputs):
-        part = _widened(read[..., channel::inputs], outputs)
+        part = _repeated(read[..., channel::inputs], outputs)
         for tap in taps(geometry):
             reads, around = _inside(part, tap, geometry) if inside else (tap_slice(part, tap, geometry), None)
             term = reads.astype(dtype) * lax.expand_dims(w[*tap, channel].astype(dtype), range(x.ndim - 1))
@@ -131,7 +131,7 @@ class _Rows:
         high[0] = batches * self.examples - x.shape[0]
         high[1 + self.axis] = self.blocks * self.rows * self.unit - out[self.axis]
         self.g = lax.pad(g, jnp.zeros((), g.dtype), [(0, h, 0) for h in high])
-        read = _widened(padded(x, geometry), self.channels)
+        read = _repeated(padded(x, geometry), self.channels)
         need = (self.g.shape[1 + self.axis] - 1) * geometry.stride[self.axis] + geometry.span[self.axis]
         high[1 + self.axis] = need - read.shape[1 + self.axis]
         self.read = lax.pad(read, jnp.zeros((), x.dtype), [(0, h, 0) for h in high])
