@@ -130,7 +130,7 @@ def test_every_legal_formulation_computes_the_textbook_sums_chosen_or_not(case: 
 
     @jax.jit
     def run(a: jax.Array, b: jax.Array) -> Any:
-        ours = [f.compute(a, b, z, maps.Maps("cpu", a.dtype, None)) for f in legal]
+        ours = [f.compute(a, b, z, maps.ChannelsLast("cpu", a.dtype, None)) for f in legal]
         return ours, textbooks(a, b, z), textbooks(abs(a), abs(b), z)
 
     ours, sums, sizes = run(*operands(case)[name])
