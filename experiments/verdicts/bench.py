@@ -13,6 +13,9 @@ from experiments.verdicts.judges import JUDGES, setting
 from experiments.verdicts.right import RIGHT
 from experiments.verdicts.wrong import WRONG
 
+# What a judge does with a gradient that it accepts, or not, or cannot judge.
+WORDS = {True: "accepted", False: "rejected", None: "no verdict"}
+
 
 class Verdict(NamedTuple):
     """What one judge says of one case."""
@@ -79,10 +82,9 @@ def confusion(found: Sequence[Judged], wide: Sequence[str] = ("float32", "float6
 
 def mistakes(found: list[Verdict]) -> dict[str, list[str]]:
     """For each judge the right gradients that it rejected, the wrong ones it accepted, and those it had no word on."""
-    said = {True: "accepted", False: "rejected", None: "no verdict"}
     return {
         judge: [
-            f"{'right' if v.right else 'wrong'}, {said[v.accepted]}: {v.case}, {v.dtype}"
+            f"{'right' if v.right else 'wrong'}, {WORDS[v.accepted]}: {v.case}, {v.dtype}"
             for v in found
             if v.judge == judge and v.accepted is not v.right
         ]

@@ -162,6 +162,13 @@ def test_the_table_counts_mistakes_and_says_how_near_they_were() -> None:
     ]  # fmt: skip
     assert report["margins"]["right, at most"] == {"vmap": [2.0, "b, float32, seed 0"]}
     assert report["margins"]["wrong, at least"] == [0.9, "d, float16, seed 1"]
+    assert report["seeds"] == [
+        {"network": "a", "dtype": "float32", "right": True, "accepted": [0]},
+        {"network": "b", "dtype": "float32", "right": True, "rejected": [0]},
+        {"network": "e", "dtype": "float32", "right": True, "no verdict": [0]},
+        {"network": "c", "dtype": "float16", "right": False, "rejected": [1]},
+        {"network": "d", "dtype": "float16", "right": False, "accepted": [1]},
+    ]
     assert report["mistakes"][judge] == [
         "right, no verdict: e, float32, seed 0: TypeError: no",
         "right, rejected: b, float32, seed 0: vmap: x",

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from experiments.verdicts.bench import confusion
+from experiments.verdicts.bench import WORDS, confusion
 from experiments.verdicts.networks.right import RIGHT
 from experiments.verdicts.networks.trial import Gain, Outcome, trial
 from experiments.verdicts.networks.wrong import WRONG
@@ -107,15 +107,23 @@ def margins(found: Sequence[Outcome]) -> dict[str, Any]:
 
 def mistakes(found: Sequence[Outcome]) -> dict[str, list[str]]:
     """For each judge: what it rejected that is right, accepted that is wrong, or had no word on."""
-    said = {True: "accepted", False: "rejected", None: "no verdict"}
     wrongly: dict[str, list[str]] = {}
     for o in found:
         own = wrongly.setdefault(o.judge, [])
         if o.accepted is not o.right:
             size = "" if o.gain is None else f" (fault {o.gain.fault:.2g}, {o.gain.excess:.2g} × rounding)"
-            about, verdict = f": {o.worst}" if o.worst else "", said[o.accepted]
+            about, verdict = f": {o.worst}" if o.worst else "", WORDS[o.accepted]
             own.append(f"{'right' if o.right else 'wrong'}, {verdict}: {o.name}, {o.dtype}, seed {o.seed}{size}{about}")
     return {judge: sorted(own) for judge, own in wrongly.items()}
+
+
+def seeds(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Of each network what `jaxconv.check` said, from which seeds: so a later run may go on with others."""
+    rows: dict[tuple[bool, str, str], dict[str, Any]] = {}
+    for o in sorted((o for o in found if o.judge == "jaxconv.check"), key=lambda o: (not o.right, o.seed)):
+        row = rows.setdefault((o.right, o.name, o.dtype), {"network": o.name, "dtype": o.dtype, "right": o.right})
+        row.setdefault(WORDS[o.accepted], []).append(o.seed)
+    return list(rows.values())
 
 
 def summary(found: Sequence[Outcome]) -> dict[str, Any]:
@@ -130,4 +138,5 @@ def summary(found: Sequence[Outcome]) -> dict[str, Any]:
         "seconds": {j: round(statistics.median(o.seconds for o in found if o.judge == j), 2) for j in judges},
         "margins": plain(margins(found)),
         "mistakes": mistakes(found),
+        "seeds": seeds(found),
     }
