@@ -13,7 +13,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, entry_name, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, magnitude
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, all_alike, along, magnitude
 
 
 def differences(t: Trial, cuts: Collection[str] = ()) -> Evidence:
@@ -69,7 +69,7 @@ def _kink(t: Trial, us: Arrays, sides: tuple[float, float] | None, error: float)
         return f"One-sided differences are {sides[0]:.6g} and {sides[1]:.6g}."
     if not t.yardstick.reverse:
         return ""
-    jumps = along(t.yardstick.kinks(t.xs, t.gs[0], t.rng), list(map(np.abs, us)))
+    jumps = all_alike(t.yardstick.kinks(t.xs, t.gs[0], t.rng), us)
     return f"Around it, the gradients of the entries jump by {jumps:.6g} in all." if CONVENTION * jumps >= error else ""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxconv.gradcheck.problem import compiled, gradient, said, wide
 from jaxconv.gradcheck.report import Evidence, Finding, in_bounds
 from jaxconv.gradcheck.trial import MANY, Comparison, Trial, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, in_float64, inner, known, least, magnitude, ratios
+from jaxconv.gradcheck.yardstick import CONVENTION, all_alike, in_float64, inner, known, least, magnitude, ratios
 
 # How far apart the examples of a batch are, relative to the arguments.
 _APART = 2.0**-4
@@ -141,8 +141,7 @@ def adjoint(t: Trial) -> Evidence:
     ratio = in_bounds(abs(left - right), bound)
     if ratio <= 1:
         return Evidence("adjoint", "ok", about, ratio)
-    jumps = t.yardstick.kinks(t.xs, t.gs[0], t.rng)
-    jump = sum(float(np.sum(j * np.abs(u))) for j, u in zip(jumps, us, strict=True))
+    jump = all_alike(t.yardstick.kinks(t.xs, t.gs[0], t.rng), us)
     found = finding_of("⟨Jᵀv, u⟩", right, left, bound, t.xs[0].dtype)
     if abs(left - right) <= bound + jump:
         found = replace(found, kink=True, hint=f"Around it, ⟨Jᵀv, u⟩ jumps by up to {jump:.6g}.")

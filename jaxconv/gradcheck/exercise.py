@@ -17,7 +17,7 @@ from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.problem import wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
-from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, along, magnitude
+from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, all_alike, along, magnitude
 from jaxconv.transforms.program import equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
@@ -60,7 +60,7 @@ def ties(t: Trial) -> Evidence:
         if sides and abs(sides[0] - sides[1]) >= 0.1 * abs(value - slope):
             # A kink along this direction too: any convention lies between its sides.
             slope = float(np.clip(value, min(sides), max(sides)))
-            bound += along([j * np.sign(u) for j, u in zip(jumps, us, strict=True)], us)
+            bound += all_alike(jumps, us)
         if (ratio := in_bounds(abs(value - slope), bound)) > 1:
             crossed = CONVENTION * t.yardstick.crossed(at, gs, us)
             ratio = in_bounds(max(0.0, abs(value - slope) - crossed), bound)

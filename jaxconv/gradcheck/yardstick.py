@@ -288,15 +288,18 @@ class Yardstick:
                 if draw == (1 if self.large else 4) and not any(j.any() for j in jumps):
                     break
                 steps = [magnitude(x) * rng.standard_normal(x.shape) for x in self.xs]
-                far, near = (self._across(xs, gs, [by * s for s in steps]) for by in (2.0**-30, 2.0**-36))
-                jumps = [np.fmax(j, np.where(n > f / 2, n, 0)) for j, f, n in zip(jumps, far, near, strict=True)]
+                jumps = list(map(np.fmax, jumps, self._jumps(xs, gs, steps)))
             self._kinks[key] = jumps
         return self._kinks[key]
 
     def crossed(self, xs: Sequence[Any], gs: Sequence[Any], us: Arrays) -> float:
         """By how much ⟨the gradient, u⟩ jumps along u, were all entries to jump alike; 0 if u keeps all ties."""
-        far, near = (self._across(xs, gs, [by * u for u in us]) for by in (2.0**-30, 2.0**-36))
-        return along([np.where(n > f / 2, n, 0) for f, n in zip(far, near, strict=True)], list(map(np.abs, us)))
+        return all_alike(self._jumps(xs, gs, us), us)
+
+    def _jumps(self, xs: Sequence[Any], gs: Sequence[Any], steps: Arrays) -> Arrays:
+        """By how much each entry jumps between two points on opposite sides of x along `steps`, too close to matter."""
+        far, near = (self._across(xs, gs, [by * s for s in steps]) for by in (2.0**-30, 2.0**-36))
+        return [np.where(n > f / 2, n, 0) for f, n in zip(far, near, strict=True)]
 
     def _across(self, xs: Sequence[Any], gs: Sequence[Any], steps: Arrays) -> Arrays:
         (_, ahead), (_, behind) = (
@@ -350,6 +353,11 @@ def _length(bounds: Sequence[np.ndarray], direction: Sequence[np.ndarray]) -> fl
 def along(dxs: Sequence[np.ndarray], us: Sequence[np.ndarray]) -> float:
     """⟨dxs, us⟩ over all arrays."""
     return sum(inner(dx, u) for dx, u in zip(dxs, us, strict=True))
+
+
+def all_alike(jumps: Sequence[np.ndarray], us: Sequence[np.ndarray]) -> float:
+    """How far ⟨a gradient, u⟩ jumps if each of its entries jumps by so much, and none against another."""
+    return along(jumps, list(map(np.abs, us)))
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:
