@@ -102,7 +102,7 @@ def plan(
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
 
     def chosen(name: str) -> Choice:
-        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts))
+        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine))
         return Choice(taken.name, taken.why, taken.holds)
 
     return Plan(*map(chosen, Plan._fields))

@@ -12,7 +12,8 @@ import jax
 
 LIBRARY = Path(__file__).parent / "_native.so"
 # Functions of `csrc`, each a handler that XLA calls by its name.
-HANDLERS = ("jaxconv_onednn_convolution",)
+CONVOLUTION = "jaxconv_onednn_convolution"
+HANDLERS = (CONVOLUTION,)
 BUILD = "python -m jaxconv.engines.onednn.building"
 
 
