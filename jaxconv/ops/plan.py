@@ -59,7 +59,7 @@ def plan(
 ) -> Plan:
     """The formulations that `rules="fast"` takes for a convolution, and why.
 
-    "lax" is XLA's own convolution. The others compute the same sums in another order: "product" as one matrix
+    "onednn" is the native engine, which is asked first. "lax" is XLA's own convolution. The others compute the same sums in another order: "product" as one matrix
     product, "shifts" as shifted multiply-adds, "blocks" as dense convolutions of merged groups, "phases" as one
     convolution per residue class of an input dilation ("merged phases": all of them at once), "fold" as a product
     followed by overlapping additions, "patches" as products over the patches of a few rows; "full" is the full
@@ -83,7 +83,7 @@ def plan(
 
     Example:
       >>> import jaxconv
-      >>> plan = jaxconv.plan((8, 56, 56, 32), (3, 3, 1, 32), groups=32, platform="cpu")
+      >>> plan = jaxconv.plan((8, 56, 56, 32), (3, 3, 1, 32), groups=32, platform="cpu", engine="xla")
       >>> print(plan.conv.formulation, "-", plan.conv.why)
       shifts - one channel per group: there is no sum over channels
 

@@ -35,12 +35,14 @@ class Layer(NamedTuple):
     outputs: int
 
 
-def refusal(map: str, dtype: Any, geometry: Geometry, layer: Layer) -> str | None:
+def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> str | None:
     """Why oneDNN does not take a call; None if it does."""
     if off := loading.why_off():
         return f"the native engine is off: {off}"
     if jnp.dtype(dtype) not in DTYPES:
         return f"oneDNN computes in float32, bfloat16 and float16, not in {jnp.dtype(dtype)}"
+    if result is not None and jnp.dtype(result) not in (jnp.dtype(dtype), jnp.dtype("float32")):
+        return f"oneDNN sums in float32, which is not {jnp.dtype(result)}"
     if geometry.rank > 3:
         return "oneDNN has up to 3 spatial axes"
     if any(e > 1 for e in geometry.input_dilation):
@@ -56,10 +58,14 @@ def implementation(map: str, dtype: Any, geometry: Geometry, layer: Layer) -> st
     return _asked(_described(map, dtype, dtype, *_with_an_axis(geometry, layer))).text
 
 
+def optimised(implementation: str) -> bool:
+    """Whether it is a kernel for convolutions, not loops or one product after another."""
+    return not any(word in implementation for word in ("ref", "gemm"))
+
+
 def compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: Any = None) -> jax.Array:
-    """A map of its operands, in their layout; 16 bits are summed in 32, and rounded once unless a wider dtype is asked for."""
-    wanted = jnp.dtype(dtype or a.dtype)
-    result = a.dtype if wanted == a.dtype else jnp.dtype("float32")
+    """A map of its operands, in their layout; `dtype` is that of the result, theirs or float32."""
+    result = jnp.dtype(dtype or a.dtype)
     of, layout = MAPS[map], geometry.layout
     shapes = dict(zip(of, (a.shape, b.shape), strict=False))
     shapes[of[2]] = {
@@ -75,7 +81,7 @@ def compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: Any
     out = call(
         a.reshape(*one, *a.shape), b.reshape(*one, *b.shape), convolution=np.array(description, np.int64)
     ).reshape(shapes[of[2]])  # fmt: skip
-    return (lax.rev(out, turned) if of[2] == "w" else out).astype(wanted)
+    return lax.rev(out, turned) if of[2] == "w" else out
 
 
 def _with_an_axis(geometry: Geometry, layer: Layer) -> tuple[Geometry, Layer]:
@@ -115,7 +121,6 @@ class Answer(NamedTuple):
 def _asked(description: tuple[int, ...]) -> Answer:
     numbers = (ctypes.c_int64 * len(description))(*description)
     text = ctypes.create_string_buffer(1024)
-    failed = loading.library().jaxconv_onednn_probe(
-        numbers, ctypes.c_int64(len(description)), text, ctypes.c_int64(1024)
-    )
+    probe = loading.library().jaxconv_onednn_probe
+    failed = probe(numbers, ctypes.c_int64(len(description)), text, ctypes.c_int64(len(text)))
     return Answer(not failed, text.value.decode(errors="replace"))

@@ -28,6 +28,7 @@ class Call:
       batch, inputs, outputs: examples, channels of x and channels of y, those of all groups.
       turned: whether the kernel of a "conv" has been turned around, as it is for an input gradient.
       engine: who may compute: "auto", "xla" or the name of an engine.
+      result: the dtype of the result; None for that of the operands, its sums carried in 32 bits or more.
     """
 
     map: str
@@ -39,6 +40,7 @@ class Call:
     outputs: int
     turned: bool = False
     engine: str = "xla"
+    result: Any = None
 
     @property
     def dilated(self) -> bool:

@@ -39,12 +39,12 @@ class ChannelsLast:
 
     def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], w.shape[-1]
-        call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels, self.engine)
+        call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels, self.engine, self.dtype)
         return choice.chosen(call).compute(x, w, geometry, self)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], g.shape[-1]
-        call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes, engine=self.engine)
+        call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes, engine=self.engine, result=self.dtype)
         return choice.chosen(call).compute(x, g, geometry, self)
 
     def turned(self) -> ChannelsLast:
@@ -79,7 +79,9 @@ def conv(
     """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
     layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    chosen = choice.chosen(Call("conv", platform, x.dtype, geometry, *sizes, engine=engine))
+    chosen = choice.chosen(
+        Call("conv", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(x, w, geometry, maps)
     x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
@@ -94,7 +96,9 @@ def input_grad(
     """∂T/∂x; see `rotated.input_grad`."""
     layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    chosen = choice.chosen(Call("input_grad", platform, g.dtype, geometry, *sizes, engine=engine))
+    chosen = choice.chosen(
+        Call("input_grad", platform, g.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(g, w, geometry, maps)
     g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
@@ -109,7 +113,9 @@ def kernel_grad(
     """∂T/∂w; see `rotated.kernel_grad`."""
     layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    chosen = choice.chosen(Call("kernel_grad", platform, x.dtype, geometry, *sizes, engine=engine))
+    chosen = choice.chosen(
+        Call("kernel_grad", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(x, g, geometry, maps)
     x_last, g_last = _data(x, layout.x), _data(g, layout.y)
