@@ -25,8 +25,7 @@ namespace jaxconv {
 class Turn {
  public:
   // Calls `body` on the thread, after whoever came before, and returns when it has; what it throws is thrown here.
-  template <typename Body>
-  static void take(const Body& body) {
+  static void take(const std::function<void()>& body) {
     static std::once_flag once;
     std::call_once(once, [] {
       current() = new Turn;
