@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
@@ -23,6 +23,7 @@ from jaxconv.rules import fast, textbook
 from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
+from tests.support.meshes import cpu_mesh
 from tests.support.tolerance import assert_within_bound
 
 MAPS = ("conv", "input_grad", "kernel_grad")
@@ -237,7 +238,7 @@ def test_each_platform_gets_its_own_program(layer: str, platform: str) -> None:
 
 
 def test_a_program_that_xla_splits_over_devices_keeps_its_convolutions() -> None:
-    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+    mesh = cpu_mesh(AxisType.Auto, batch=2)
     split = NamedSharding(mesh, PartitionSpec("batch"))
     x = jax.device_put(np.ones((4, 6, 6, 3), np.float32), split)
     g = jax.device_put(np.ones((4, 6, 6, 6), np.float32), split)
