@@ -38,7 +38,6 @@ from experiments.machine import machine
 from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
 
-BUDGET = Budget(seconds=3.0, least=7, most=100)
 QUICK = Budget(seconds=0.2, least=2, most=10)
 
 
@@ -54,6 +53,8 @@ class Options:
     """Of all arrays; in training steps the weights stay float32."""
     columns: tuple[Literal["flax", "torch"], ...] | None = None
     """Beside jaxconv and jax.grad; by default what is installed."""
+    seconds: float = 3.0
+    """How long the columns of a row take turns, within 7 and 100 rounds."""
     quick: bool = False
     """A few rounds per row: for trying it out."""
     out: Path = Path("runs/benchmark")
@@ -131,12 +132,15 @@ def run(options: Options, console: Console) -> int:
         for row in rows:
             console.print(row.name, highlight=False)
         return 0
+    if not options.seconds > 0:
+        raise UsageError(f"--seconds must be positive, but {options.seconds} <= 0.")
     report = opened(options)
     if "torch" in columns:
         from experiments.benchmark.peers_torch import configure
 
         configure()
-    setting, budget = Setting(options.dtype, options.engine), QUICK if options.quick else BUDGET
+    setting = Setting(options.dtype, options.engine)
+    budget = QUICK if options.quick else Budget(options.seconds, least=7, most=100)
     console.print(header((REFERENCE, *columns)))
     status, done = 0, []
     try:

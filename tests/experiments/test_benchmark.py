@@ -290,6 +290,7 @@ def test_a_run_writes_its_report_and_its_picture(tmp_path: Path) -> None:
     assert content.keys() == {"command", "machine", "dtype", "engine", "quick", "rows", "summary"}
     assert content["machine"].keys() >= {"date", "processor", "cores", "device", "python", "jax", "jaxlib", "jaxconv"}
     assert content["machine"]["jax"] == jax.__version__ and content["machine"].keys() >= {"flax", "torch"}
+    assert ("driver" in content["machine"]) == (jax.default_backend() == "gpu")
     (row,) = content["rows"]
     assert row["row"] == "2×6², 2→3, 3/1 forward" and row["rounds"] >= 2 and not row["failed"] and row["date"]
     assert row["ms"].keys() == {"jaxconv", "jax.grad", *PEERS}
@@ -353,6 +354,7 @@ def test_a_failed_row_is_said_and_is_in_the_exit_status(tmp_path: Path, monkeypa
         ({"filter": "9×9"}, r"--filter '9×9' matches none of the \d+ rows. --list names them"),
         ({"filter": "("}, r"--filter '\(' is not a regular expression"),
         ({"columns": ("caffe",)}, "--columns caffe: is not installed"),
+        ({"seconds": 0.0}, "--seconds must be positive, but 0.0 <= 0"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

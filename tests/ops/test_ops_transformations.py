@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.support.cases_ops import OPS, Op, assert_close, normal
+from tests.support.meshes import cpu_mesh
 
 FORWARD_MODE = r"has reverse mode only: .* rules=\"fast\" has them all\."
 
@@ -186,7 +187,7 @@ def specs(op: Op) -> list[PartitionSpec]:
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_a_sharded_batch_gives_what_the_whole_batch_gives(op: Op, kind: AxisType) -> None:
     args = op.arguments(4)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    mesh = cpu_mesh(kind, data=4)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(args, specs(op), strict=True)]
         y, gradients = compiled(op, "fast")(*placed)
@@ -204,7 +205,7 @@ def test_a_sharded_batch_gives_what_the_whole_batch_gives(op: Op, kind: AxisType
 )
 def test_shard_map_gives_each_device_its_part_and_parameters_the_sum(op: Op, rules: str) -> None:
     args, count = op.arguments(4), len(op.argnums)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = cpu_mesh(AxisType.Auto, data=4)
 
     def part(*args: Any) -> Any:
         y, gradients = value_and_gradients(op, rules, *args)

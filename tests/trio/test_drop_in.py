@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from tests.support.agreement import GROUPED, agree
 from tests.support.cases import cotangent
+from tests.support.meshes import cpu_mesh
 from tests.support.rule_sets import RULES
 
 CONVS = (jaxconv.conv_general_dilated, lax.conv_general_dilated)
@@ -211,7 +212,7 @@ def test_operands_of_two_dtypes_raise_the_error_of_lax() -> None:
 
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=str)
 def test_out_sharding_places_the_result(spec: P) -> None:
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = cpu_mesh(AxisType.Explicit, data=4)
     call = Call((4, 3, 5), (4, 3, 3), ((2,), "SAME"), {"out_sharding": spec})
     operands = call.operands()
     delta = cotangent((4, 4, 3), seed=3)
@@ -228,7 +229,7 @@ def test_out_sharding_places_the_result(spec: P) -> None:
 
 def test_out_sharding_resolves_a_kernel_sharded_like_the_batch() -> None:
     """Fully sharded data parallelism: lax needs `out_sharding` here, and so the caller gives it."""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = cpu_mesh(AxisType.Explicit, data=4)
     call = Call((4, 3, 5), (4, 3, 3), ((2,), "SAME"), {"out_sharding": P("data")})
     operands = call.operands()
     with jax.set_mesh(mesh):

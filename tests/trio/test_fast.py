@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
@@ -23,6 +23,7 @@ from jaxconv.rules import fast, textbook
 from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
+from tests.support.meshes import cpu_mesh
 from tests.support.tolerance import assert_within_bound
 
 MAPS = ("conv", "input_grad", "kernel_grad")
@@ -237,8 +238,27 @@ def test_each_platform_gets_its_own_program(layer: str, platform: str) -> None:
         assert (getattr(plan, name).formulation == "lax") == (found == 1), (layer, name)
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": 2, "dilation": 3, "groups": 2}], ids=str)
+def test_a_gpu_is_given_the_gradients_that_it_recognises(options: dict[str, Any], layout: str) -> None:
+    """JAX's own, operation for operation: XLA finds a gradient for cuDNN by how the convolution is written."""
+    case = in_layout(Case((2, 9, 9, 4), (3, 3, 4 // options.get("groups", 1), 6), options), layout)
+    x, w = arrays(case, np.float32)
+
+    def program(rules: str) -> str:
+        def gradients(x: Any, w: Any, g: Any) -> Any:
+            return jax.vjp(lambda x, w: jaxconv.conv(x, w, rules=rules, **case.options), x, w)[1](g)
+
+        g = jax.eval_shape(lambda: jaxconv.conv(x, w, **case.options))
+        text = jax.jit(gradients).trace(x, w, g).lower(lowering_platforms=("cuda",)).as_text()
+        return re.sub(r"%\w+|@\w+", "", text[text.index("public @main") :])
+
+    ours, theirs = map(program, ("fast", "autodiff"))
+    assert sorted(ours.splitlines()) == sorted(theirs.splitlines()) and ours.count("stablehlo.convolution") == 2
+
+
 def test_a_program_that_xla_splits_over_devices_keeps_its_convolutions() -> None:
-    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+    mesh = cpu_mesh(AxisType.Auto, batch=2)
     split = NamedSharding(mesh, PartitionSpec("batch"))
     x = jax.device_put(np.ones((4, 6, 6, 3), np.float32), split)
     g = jax.device_put(np.ones((4, 6, 6, 6), np.float32), split)

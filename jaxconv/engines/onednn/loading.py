@@ -1,4 +1,7 @@
-"""From `_native.so` to handlers that XLA knows: once, when a kernel is first asked for, or the reason why not."""
+"""From `_native.so` to handlers that XLA knows: once, when a kernel is first asked for, or the reason why not.
+
+Nothing is loaded by an import.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,136 @@ import ctypes
 import functools
 import importlib.metadata
 import os
+import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-LIBRARY = Path(__file__).parent / "_native.so"
+from jaxconv.engines.onednn import building
+
+LIBRARY = building.TARGET
 # Functions of `csrc`, each a handler that XLA calls by its name.
 CONVOLUTION = "jaxconv_onednn_convolution"
-HANDLERS = (CONVOLUTION,)
+HANDLERS = (CONVOLUTION, "jaxconv_threads")
 BUILD = "python -m jaxconv.engines.onednn.building"
+# What csrc/about.cc calls by numbers, in the words of oneDNN's own messages.
+INSTRUCTION_SETS = {
+    0x1: "sse41", 0x3: "avx", 0x7: "avx2", 0xF: "avx2_vnni", 0x1F: "avx2_vnni_2", 0x27: "avx512_core",
+    0x67: "avx512_core_vnni", 0xE7: "avx512_core_bf16", 0x1EF: "avx512_core_fp16", 0xFEF: "avx512_core_amx",
+    0x1FEF: "avx512_core_amx_fp16",
+}  # fmt: skip
+SPIN = "0"
+_once = threading.Lock()
 
 
 class Unavailable(ImportError):
     """Why there is no native engine here."""
 
 
+class Reason(NamedTuple):
+    """Why there is no native engine here, and the command that brings it, if there is one."""
+
+    text: str
+    remedy: str | None = BUILD
+
+
+class About(NamedTuple):
+    """What computes when the engine does."""
+
+    onednn: str
+    instruction_set: str
+    threads: int
+
+
+def library() -> ctypes.CDLL:
+    """The native library, its handlers known to XLA.
+
+    Raises:
+      Unavailable: with the reason.
+    """
+    found = _found()
+    if isinstance(found, Reason):
+        raise Unavailable(f"the native engine is off: {found.text}")
+    return found
+
+
+def why_off() -> str | None:
+    """Why there is no native engine here; None if there is one."""
+    found = _found()
+    return found.text if isinstance(found, Reason) else None
+
+
+def remedy() -> str | None:
+    """The command that brings the native engine, if it is off and there is one."""
+    found = _found()
+    return found.remedy if isinstance(found, Reason) else None
+
+
+def about() -> About:
+    """What computes: oneDNN's version, its instruction set, and the threads, as XLA says when it is asked."""
+    numbers = _numbers(library().jaxconv_onednn_version)
+    threads = jax.ffi.ffi_call("jaxconv_threads", jax.ShapeDtypeStruct((), "int32"))()
+    return About(".".join(map(str, numbers[:3])), INSTRUCTION_SETS.get(numbers[3], hex(numbers[3])), int(threads))
+
+
+def _found() -> ctypes.CDLL | Reason:
+    with _once:
+        return _loaded(LIBRARY)
+
+
 @functools.cache
-def _loaded() -> ctypes.CDLL | str:
-    """The library with its handlers registered, or why there is none."""
-    if not LIBRARY.exists():
-        return "it was not built when jaxconv was installed"
+def _loaded(path: Path) -> ctypes.CDLL | Reason:
+    """A library with its handlers registered, or why there is none."""
+    if why := building.elsewhere():
+        return Reason(why, None)
+    if not path.exists():
+        return Reason("it was not built when jaxconv was installed")
     try:
         _preload()
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
-        return f"it cannot be loaded: {error}"
+        return _missing(str(error))
+    library.jaxconv_sources.restype = ctypes.c_char_p
+    if (stale := _stale(library)) is not None:
+        return stale
     for name in HANDLERS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
+
+
+def _missing(error: str) -> Reason:
+    """A message of the dynamic linker in words."""
+    if "libgomp.so.1" in error:
+        return Reason("libgomp.so.1, the runtime of OpenMP, is not on this machine", "apt-get install libgomp1")
+    if "libdnnl.so.3" in error:
+        return Reason("libdnnl.so.3, oneDNN itself, is not installed", "pip install onednn-cpu-gomp==2023.2.0")
+    return Reason(f"it cannot be loaded: {error}")
+
+
+def _stale(library: ctypes.CDLL) -> Reason | None:
+    """Why a library does not fit what it meets here: these sources, this jaxlib, this oneDNN."""
+    if library.jaxconv_sources().decode() != building.fingerprint():
+        return Reason("it was built from other sources than those beside it")
+    major, minor, *onednn = _numbers(library.jaxconv_built_with)
+    here = building.interface(building.jaxlib_headers())
+    # A minor version adds to its interface; XLA itself refuses handlers that may expect more than it has.
+    if here[0] != major or here[1] < minor:
+        return Reason(
+            f"it was built for version {major}.{minor} of XLA's foreign function interface, "
+            f"and jaxlib {importlib.metadata.version('jaxlib')} has {here[0]}.{here[1]}"
+        )
+    loaded = _numbers(library.jaxconv_onednn_version)
+    if loaded[:2] < onednn[:2] or loaded[0] != onednn[0]:
+        return Reason("it was built with oneDNN {}.{}, and {}.{} is loaded".format(*onednn[:2], *loaded[:2]))
+    return None
+
+
+def _numbers(function: ctypes._NamedFuncPointer) -> list[int]:
+    """The four numbers that a function of csrc/about.cc writes."""
+    numbers = (ctypes.c_int64 * 4)()
+    function(numbers)
+    return list(numbers)
 
 
 def _preload() -> None:
@@ -56,24 +161,3 @@ def _preload() -> None:
     finally:
         if passive:
             del os.environ["GOMP_SPINCOUNT"]
-
-
-SPIN = "0"
-
-
-def library() -> ctypes.CDLL:
-    """The native library, its handlers known to XLA.
-
-    Raises:
-      Unavailable: with the reason.
-    """
-    loaded = _loaded()
-    if isinstance(loaded, str):
-        raise Unavailable(f"the native engine is off: {loaded}")
-    return loaded
-
-
-def why_off() -> str | None:
-    """Why there is no native engine here; None if there is one."""
-    loaded = _loaded()
-    return loaded if isinstance(loaded, str) else None

@@ -4,8 +4,6 @@
 // formats in which it wants the operands, and what it needs beside them. Plans are kept by description, for all call
 // sites and programs, so a second call of the same shape prepares nothing.
 
-#include <omp.h>
-
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +13,7 @@
 
 #include "handlers.h"
 #include "oneapi/dnnl/dnnl.hpp"
+#include "turn.h"
 
 namespace jaxconv {
 namespace {
@@ -260,7 +259,9 @@ class Plans {
       plans_.splice(plans_.begin(), plans_, found->second);
       return plans_.front().second;
     }
-    plans_.emplace_front(description, std::make_shared<const Plan>(parsed(description)));
+    std::shared_ptr<const Plan> plan;
+    Turn::take([&] { plan = std::make_shared<const Plan>(parsed(description)); });
+    plans_.emplace_front(description, plan);
     places_[description] = plans_.begin();
     if (plans_.size() > kMost) {
       places_.erase(plans_.back().first);
@@ -305,11 +306,9 @@ class Scratch {
   size_t size_ = 0;
 };
 
+// One convolution at a time, on the thread of `Turn`: each has all cores.
 void run(const Plan& plan, const std::array<void*, 3>& buffers) {
-  static auto* turn = new std::mutex;
   static auto* scratch = new Scratch;
-  // One convolution at a time: each has all cores, and a second beside it would only take them from the first.
-  std::lock_guard<std::mutex> lock(*turn);
   omp_set_num_threads(plan.threads);
   std::byte* base = scratch->of(plan.scratch);
   if (plan.scratch > 0 && base == nullptr) throw std::bad_alloc();
@@ -351,12 +350,13 @@ ffi::Error convolve(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ff
   try {
     Description description(convolution.begin(), convolution.end());
     if (description.size() < kHead) return refused("a description of another length");
-    description[7] = std::max<int64_t>(pool.num_threads(), 1);
+    description[7] = std::clamp<int64_t>(pool.num_threads(), 1, omp_get_thread_limit());
     const auto plan = plans().of(description);
     if (!fits(a, plan->operands[0].shape, description[1])) return mismatch("first operand", plan->operands[0].shape);
     if (!fits(b, plan->operands[1].shape, description[1])) return mismatch("second operand", plan->operands[1].shape);
     if (!fits(*result, plan->operands[2].shape, description[2])) return mismatch("result", plan->operands[2].shape);
-    run(*plan, {a.untyped_data(), b.untyped_data(), result->untyped_data()});
+    const std::array<void*, 3> buffers = {a.untyped_data(), b.untyped_data(), result->untyped_data()};
+    Turn::take([&] { run(*plan, buffers); });
     return ffi::Error::Success();
   } catch (const dnnl::error& error) {
     return ffi::Error::Internal(said("jaxconv: oneDNN: ", error.what()));
@@ -392,11 +392,4 @@ extern "C" JAXCONV_EXPORT int jaxconv_onednn_probe(const int64_t* numbers, int64
     say(error.what());
     return 1;
   }
-}
-
-// oneDNN's version and the instruction set it may use, as "3.2.0 avx512_core".
-extern "C" JAXCONV_EXPORT void jaxconv_onednn_version(int64_t* numbers) {
-  const auto* version = dnnl::version();
-  numbers[0] = version->major, numbers[1] = version->minor, numbers[2] = version->patch;
-  numbers[3] = static_cast<int64_t>(dnnl::get_effective_cpu_isa());
 }
