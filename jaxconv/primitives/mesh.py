@@ -41,7 +41,7 @@ def split(ctx: mlir.LoweringRuleContext) -> bool:
 
     Under `shard_map` nobody splits anything, if all axes of its mesh are manual.
     """
-    where = ctx.module_context.axis_context
+    where: Any = ctx.module_context.axis_context
     mesh = getattr(where, "mesh", None)
     if mesh is None:
         return getattr(where, "num_devices", 1) != 1
@@ -50,8 +50,8 @@ def split(ctx: mlir.LoweringRuleContext) -> bool:
 
 def local(ctx: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext:
     """The same for a function that knows nothing of meshes, such as one with loops: its operands are arrays of here."""
-    plain = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
-    return ctx.replace(avals_in=plain)
+    avals: Any = ctx.avals_in
+    return ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in avals])
 
 
 def exported(ctx: mlir.LoweringRuleContext) -> bool:

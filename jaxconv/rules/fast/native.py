@@ -54,10 +54,8 @@ def offer(call: Call) -> Formulation | str:
     if call.engine == "auto" and not convolution.optimised(name):
         return f"oneDNN has nothing better than {name}"
     faster = beaten(call, name)
-    return Formulation(
-        "onednn", functools.partial(_compute, call.map), f"oneDNN's {name}", "reordered kernels, and oneDNN's own scratch",
-        pays=faster is None, any_layout=True,
-    )  # fmt: skip
+    compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
+    return Formulation("onednn", compute, f"oneDNN's {name}", holds, pays=faster is None, any_layout=True)
 
 
 def _compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
