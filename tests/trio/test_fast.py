@@ -23,7 +23,7 @@ from jaxconv.rules import fast, textbook
 from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 from tests.support.tolerance import assert_within_bound
 
 MAPS = ("conv", "input_grad", "kernel_grad")
