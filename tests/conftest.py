@@ -7,6 +7,7 @@ processes that are told neither.
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -20,6 +21,8 @@ import hypothesis
 import jax
 import pytest
 
+from jaxconv.engines.onednn import loading
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -28,6 +31,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--native", metavar="PATH", help="another build of the native engine, as one with sanitizers")
+
+
+def pytest_configure(config):
+    if path := config.getoption("native"):
+        loading.LIBRARY = Path(path)
+        if why := loading.why_off():  # its tests would be skipped
+            raise pytest.UsageError(f"--native {path}: {why}")
 
 
 @pytest.fixture(autouse=True, scope="module")
