@@ -19,7 +19,7 @@ import jaxconv
 from jaxconv.transforms.automatic import has_rules
 from jaxconv.transforms.precision import run
 from jaxconv.transforms.program import trace
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 
 X = np.array([0.3, -0.2, 0.8, 1.1])
 

@@ -13,8 +13,8 @@ from jax import lax
 
 import jaxconv
 from jaxconv.gradcheck import KINDS
+from tests.support.devices import cpu_mesh
 from tests.support.judged import normal, square
-from tests.support.meshes import cpu_mesh
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 

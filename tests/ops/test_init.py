@@ -14,7 +14,7 @@ import pytest
 from jaxconv.layers import BatchNorm, Conv, ConvTranspose, Dense, Flatten, GroupNorm, LayerScale, kernels, serial
 from jaxconv.models import MODELS
 from tests.support.agreement import compilations
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 
 KEY = jax.random.key(3)
 SMALL: dict[str, dict[str, Any]] = {"resnet18": {"width": 8}, "vgg": {"widths": (4, 8)}, "convnext": {"depth": 1}}

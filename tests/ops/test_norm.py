@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxconv
 from tests.support import oracle_ops as oracle
 from tests.support.cases_ops import assert_close, normal
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 from tests.support.rule_sets import ALL_RULES
 
 EPS = 0.1  # large enough to be seen

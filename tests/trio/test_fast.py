@@ -23,7 +23,7 @@ from jaxconv.rules import fast, textbook
 from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 from tests.support.tolerance import assert_within_bound
 
 MAPS = ("conv", "input_grad", "kernel_grad")
@@ -221,15 +221,16 @@ LAYERS = {  # how many convolutions the CPU's program of each map has: a formula
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_each_platform_gets_its_own_program(layer: str, platform: str) -> None:
     case, convolutions = LAYERS[layer]
+    options = case.options | {"engine": "xla"}
     x, w = arrays(case, np.float32)
     y = jax.eval_shape(lambda: jaxconv.conv(x, w, **case.options))
     g = cotangent(y.shape, np.float32)
     programs = {
-        "conv": (partial(jaxconv.conv, **case.options), x, w),
-        "input_grad": (lambda g, w: jaxconv.conv_input_grad(g, w, x.shape[1:-1], **case.options), g, w),
-        "kernel_grad": (lambda x, g: jaxconv.conv_kernel_grad(x, g, w.shape[:-2], **case.options), x, g),
+        "conv": (partial(jaxconv.conv, **options), x, w),
+        "input_grad": (lambda g, w: jaxconv.conv_input_grad(g, w, x.shape[1:-1], **options), g, w),
+        "kernel_grad": (lambda x, g: jaxconv.conv_kernel_grad(x, g, w.shape[:-2], **options), x, g),
     }
-    plan = jaxconv.plan(x.shape, w.shape, platform=platform, **case.options)
+    plan = jaxconv.plan(x.shape, w.shape, platform=platform, **options)
     for (name, (f, *args)), expected in zip(programs.items(), convolutions, strict=True):
         text = jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
         found = text.count("stablehlo.convolution")
@@ -293,18 +294,18 @@ def test_a_batch_of_kernel_gradients_compiles_in_a_time_that_does_not_grow(count
 
 
 def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:
-    plan = jaxconv.plan((8, 56, 56, 96), (7, 7, 1, 96), groups=96, platform="cpu")
+    plan = jaxconv.plan((8, 56, 56, 96), (7, 7, 1, 96), groups=96, platform="cpu", engine="xla")
     assert [c.formulation for c in plan] == ["shifts", "full", "shifts"]
     assert "one channel per group" in plan.conv.why and plan.conv.holds == "a padded copy of x"
     assert len(str(plan).splitlines()) == 3 and "shifts" in str(plan)
     assert plan.to_dict()["conv"] == {"formulation": "shifts", "why": plan.conv.why, "holds": plan.conv.holds}
-    assert jaxconv.plan((8, 96, 56, 56), (96, 1, 7, 7), groups=96, platform="cpu", layout="NCHW") == plan
+    assert jaxconv.plan((8, 96, 56, 56), (96, 1, 7, 7), groups=96, platform="cpu", layout="NCHW", engine="xla") == plan
 
 
 def test_plan_is_for_the_machine_it_runs_on_unless_told_otherwise() -> None:
     shapes = (2, 6, 6, 8), (3, 3, 8, 8)
     assert jaxconv.plan(*shapes) == jaxconv.plan(*shapes, platform=jax.default_backend())
-    assert jaxconv.plan(*shapes, platform="cpu").kernel_grad.formulation == "patches"
+    assert jaxconv.plan(*shapes, platform="cpu", engine="xla").kernel_grad.formulation == "patches"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from tests.support.agreement import Layer, agree
 from tests.support.cases import Case, in_layout
-from tests.support.meshes import cpu_mesh
+from tests.support.devices import cpu_mesh
 from tests.support.rule_sets import RULES
 
 CASE = Case((8, 5, 4, 4), (3, 2, 4, 8), {"stride": 2})

@@ -17,7 +17,8 @@ import jax
 
 LIBRARY = Path(__file__).parent / "_native.so"
 # Functions of `csrc`, each a handler that XLA calls by its name.
-HANDLERS = ("jaxconv_onednn_convolution", "jaxconv_threads")
+CONVOLUTION = "jaxconv_onednn_convolution"
+HANDLERS = (CONVOLUTION, "jaxconv_threads")
 BUILD = "python -m jaxconv.engines.onednn.building"
 # What csrc/about.cc calls by numbers, in the words of oneDNN's own messages.
 INSTRUCTION_SETS = {
