@@ -121,8 +121,13 @@ def _run(command: list[str]) -> None:
         raise Unbuildable(f"the compiler refuses: {shlex.join(command)}\n{done.stderr.strip()}")
 
 
-if __name__ == "__main__":
+def main(target: str = str(TARGET), *extra: str) -> None:
+    """Build, or end with a sentence."""
     try:
-        print(f"built {build(*map(Path, sys.argv[1:2]), extra=sys.argv[2:])}")
+        print(f"built {build(Path(target), extra)}")
     except Unbuildable as why:
         sys.exit(f"the native engine cannot be built: {why}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
