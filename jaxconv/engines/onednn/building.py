@@ -1,6 +1,7 @@
 """Build the native engine: csrc/*.cc to one shared library, with the C++ compiler that there is.
 
-    python -m jaxconv.engines.onednn.building     # into the package as it is installed here
+    python -m jaxconv.engines.onednn.building                          # into the package as it is installed here
+    python -m jaxconv.engines.onednn.building TARGET -fsanitize=…      # elsewhere, with more flags
 
 Needs neither jax nor jaxconv to be imported, so that an installation can run it (`hatch_build.py`): headers are found
 by where their packages keep them.
@@ -92,7 +93,7 @@ def build(target: Path = TARGET, extra: Sequence[str] = ()) -> Path:
     """Compile and link, `extra` being flags for both; the library, or `Unbuildable` with what the compiler said."""
     if why := elsewhere():
         raise Unbuildable(why)
-    command = [*shlex.split(compiler()), *extra]
+    command = shlex.split(compiler())
     dnnl = packaged("onednn-cpu-gomp", "libdnnl.so.3")
     headers = [jaxlib_headers(), packaged("onednn-devel-cpu-gomp", "include/oneapi/dnnl/dnnl.hpp").parents[2]]
     includes = [part for folder in headers for part in ("-isystem", str(folder))]
@@ -103,11 +104,11 @@ def build(target: Path = TARGET, extra: Sequence[str] = ()) -> Path:
             steps, objects = [], []
             for source in sorted((HERE / "csrc").glob("*.cc")):
                 objects.append(f"{folder}/{source.stem}.o")
-                steps.append([*command, *COMPILE, sources, *includes, "-c", str(source), "-o", objects[-1]])
+                steps.append([*command, *COMPILE, *extra, sources, *includes, "-c", str(source), "-o", objects[-1]])
             with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 list(pool.map(_run, steps))
             made = f"{folder}/{target.name}"
-            _run([*command, *objects, str(dnnl), *LINK, "-o", made])
+            _run([*command, *objects, str(dnnl), *LINK, *extra, "-o", made])
             os.replace(made, target)
     except OSError as error:
         raise Unbuildable(f"{target} cannot be written: {error}") from None
@@ -120,8 +121,13 @@ def _run(command: list[str]) -> None:
         raise Unbuildable(f"the compiler refuses: {shlex.join(command)}\n{done.stderr.strip()}")
 
 
-if __name__ == "__main__":
+def main(target: str = str(TARGET), *extra: str) -> None:
+    """Build, or end with a sentence."""
     try:
-        print(f"built {build()}")
+        print(f"built {build(Path(target), extra)}")
     except Unbuildable as why:
         sys.exit(f"the native engine cannot be built: {why}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxconv.engines.onednn import building
-
-LIBRARY = building.TARGET
+LIBRARY = Path(__file__).parent / "_native.so"
 # Functions of `csrc`, each a handler that XLA calls by its name.
 CONVOLUTION = "jaxconv_onednn_convolution"
 HANDLERS = (CONVOLUTION, "jaxconv_threads")
@@ -33,7 +31,7 @@ _once = threading.Lock()
 
 
 class Unavailable(ImportError):
-    """Why there is no native engine here."""
+    """There is no native engine here."""
 
 
 class Reason(NamedTuple):
@@ -63,22 +61,23 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def off() -> Reason | None:
+    """Why there is no native engine here, and what brings it; None if there is one."""
+    found = _found()
+    return found if isinstance(found, Reason) else None
+
+
 def why_off() -> str | None:
     """Why there is no native engine here; None if there is one."""
-    found = _found()
-    return found.text if isinstance(found, Reason) else None
-
-
-def remedy() -> str | None:
-    """The command that brings the native engine, if it is off and there is one."""
-    found = _found()
-    return found.remedy if isinstance(found, Reason) else None
+    reason = off()
+    return reason.text if reason else None
 
 
 def about() -> About:
     """What computes: oneDNN's version, its instruction set, and the threads, as XLA says when it is asked."""
     numbers = _numbers(library().jaxconv_onednn_version)
-    threads = jax.ffi.ffi_call("jaxconv_threads", jax.ShapeDtypeStruct((), "int32"))()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        threads = jax.ffi.ffi_call("jaxconv_threads", jax.ShapeDtypeStruct((), "int32"))()
     return About(".".join(map(str, numbers[:3])), INSTRUCTION_SETS.get(numbers[3], hex(numbers[3])), int(threads))
 
 
@@ -90,6 +89,8 @@ def _found() -> ctypes.CDLL | Reason:
 @functools.cache
 def _loaded(path: Path) -> ctypes.CDLL | Reason:
     """A library with its handlers registered, or why there is none."""
+    from jaxconv.engines.onednn import building  # not above: it is a program too, and would already be imported then
+
     if why := building.elsewhere():
         return Reason(why, None)
     if not path.exists():
@@ -100,8 +101,8 @@ def _loaded(path: Path) -> ctypes.CDLL | Reason:
     except OSError as error:
         return _missing(str(error))
     library.jaxconv_sources.restype = ctypes.c_char_p
-    if (stale := _stale(library)) is not None:
-        return stale
+    if misfit := _misfit(library, building.fingerprint(), building.interface(building.jaxlib_headers())):
+        return misfit
     for name in HANDLERS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
@@ -109,19 +110,18 @@ def _loaded(path: Path) -> ctypes.CDLL | Reason:
 
 def _missing(error: str) -> Reason:
     """A message of the dynamic linker in words."""
-    if "libgomp.so.1" in error:
+    if "libgomp.so" in error:
         return Reason("libgomp.so.1, the runtime of OpenMP, is not on this machine", "apt-get install libgomp1")
-    if "libdnnl.so.3" in error:
+    if "libdnnl.so" in error:
         return Reason("libdnnl.so.3, oneDNN itself, is not installed", "pip install onednn-cpu-gomp==2023.2.0")
     return Reason(f"it cannot be loaded: {error}")
 
 
-def _stale(library: ctypes.CDLL) -> Reason | None:
-    """Why a library does not fit what it meets here: these sources, this jaxlib, this oneDNN."""
-    if library.jaxconv_sources().decode() != building.fingerprint():
+def _misfit(library: ctypes.CDLL, sources: str, here: tuple[int, int]) -> Reason | None:
+    """Why a library does not fit what it meets: these sources, jaxlib with its interface, oneDNN."""
+    if library.jaxconv_sources().decode() != sources:
         return Reason("it was built from other sources than those beside it")
     major, minor, *onednn = _numbers(library.jaxconv_built_with)
-    here = building.interface(building.jaxlib_headers())
     # A minor version adds to its interface; XLA itself refuses handlers that may expect more than it has.
     if here[0] != major or here[1] < minor:
         return Reason(

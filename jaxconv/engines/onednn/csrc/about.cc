@@ -2,6 +2,7 @@
 
 #include "handlers.h"
 #include "oneapi/dnnl/dnnl.hpp"
+#include "turn.h"
 
 // From what it was built: [version of XLA's foreign function interface, major and minor, and of oneDNN, as far as its
 // interface depends on it].
@@ -24,13 +25,13 @@ namespace jaxconv {
 namespace {
 
 ffi::Error count_threads(ffi::ThreadPool pool, ffi::ResultBufferR0<ffi::DataType::S32> threads) {
-  *threads->typed_data() = static_cast<int32_t>(pool.num_threads());
+  *threads->typed_data() = static_cast<int32_t>(team(pool));
   return ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace jaxconv
 
-// On how many threads XLA computes, and handlers with it.
+// On how many threads oneDNN computes.
 JAXCONV_HANDLER(jaxconv_threads, jaxconv::count_threads,
                 xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Ret<xla::ffi::BufferR0<xla::ffi::DataType::S32>>());

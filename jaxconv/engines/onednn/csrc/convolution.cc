@@ -354,8 +354,7 @@ ffi::Error convolve(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ff
                     ffi::Span<const int64_t> convolution) {
   try {
     Description description(convolution.begin(), convolution.end());
-    if (description.size() < kHead) return refused("a description of another length");
-    description[7] = std::clamp<int64_t>(pool.num_threads(), 1, omp_get_thread_limit());
+    if (description.size() > 7) description[7] = team(pool);
     const auto plan = plans().of(description);
     if (!fits(a, plan->operands[0].shape, description[1])) return mismatch("first operand", plan->operands[0].shape);
     if (!fits(b, plan->operands[1].shape, description[1])) return mismatch("second operand", plan->operands[1].shape);

@@ -13,14 +13,24 @@
 #include <mutex>
 #include <thread>
 
+#include "handlers.h"
+
 // Those of libgomp, with which oneDNN is linked. A compiler's own <omp.h> may be missing, or another runtime's.
 extern "C" {
 void omp_set_dynamic(int);
 void omp_set_num_threads(int);
+int omp_get_num_procs(void);
 int omp_get_thread_limit(void);
 }
 
 namespace jaxconv {
+
+// How many threads oneDNN gets: XLA's, unless these are more than the processors, as they are for devices that share
+// them, or than OpenMP would start. oneDNN would wait for ever for a thread that is not there.
+inline int64_t team(const ffi::ThreadPool& pool) {
+  const int most = std::min(omp_get_num_procs(), omp_get_thread_limit());
+  return std::clamp<int64_t>(pool.num_threads(), 1, std::max(most, 1));
+}
 
 class Turn {
  public:
