@@ -153,8 +153,9 @@ def test_second_derivatives_and_batches_are_those_of_lax(dtype: Any) -> None:
 
     xs, w = whole((2, *DENSE[0]), dtype), whole(DENSE[1], dtype)
     ours, theirs = (outcome(curved(conv), xs, w) for conv in CONVS)
-    if isinstance(theirs, type):
-        assert ours == theirs
+    refused = isinstance(theirs, type)
+    assert not refused or ours == theirs
+    if refused:
         pytest.skip(f"the backend has no such convolution: {theirs.__name__}")
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == dtype and np.asarray(b, np.complex64).any()
