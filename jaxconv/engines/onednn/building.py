@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 TARGET = HERE / "_native.so"
 # From the package to where pip puts the data of a wheel, such as libdnnl.so.3: <prefix>/lib/python3.x/site-packages/…
 RPATH = "$ORIGIN/../../../../.."
-COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# Vectors are passed between functions that are all inlined: what their ABI would be is of no interest.
+COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 # The runtime of OpenMP by its name: oneDNN is linked with this one, and `-fopenmp` of another compiler means another.
 LINK = ("-shared", f"-Wl,-rpath,{RPATH}", "-Wl,--no-undefined", "-l:libgomp.so.1", "-lpthread")
 
@@ -84,7 +85,7 @@ def fingerprint() -> str:
     """What the sources in csrc are, in 16 digits, to be compared with what a library was built from."""
     digest = hashlib.sha256()
     for path in sorted((HERE / "csrc").iterdir()):
-        if path.suffix in (".h", ".cc"):
+        if path.suffix in (".h", ".cc", ".inc"):
             digest.update(f"{path.name}\0{path.read_text(encoding='utf-8')}\0".encode())
     return digest.hexdigest()[:16]
 
