@@ -116,6 +116,8 @@ LAYERS = {  # what takes the three maps, on a machine with AVX-512, where it was
     "large": (((8, 28, 28, 32), (7, 7, 1, 32)), {"groups": 32}, ("onednn", "onednn", "shifts")),
     "1-D depthwise": (((8, 64, 32), (3, 1, 32)), {"groups": 32}, ("shifts", "full", "shifts")),
     "1×1 to 24": (((8, 28, 28, 96), (1, 1, 96, 24)), {}, ("onednn", "onednn", "product")),
+    "patchify": (((8, 28, 28, 96), (2, 2, 96, 192)), {"stride": 2, "padding": 0}, ("onednn", "product", "onednn")),
+    "groups": (((8, 28, 28, 256), (3, 3, 8, 256)), {"groups": 32}, ("onednn", "onednn", "onednn")),
     "3-D": (((2, 8, 8, 8, 32), (3, 3, 3, 32, 32)), {}, ("onednn", "onednn", "onednn")),
 }
 
