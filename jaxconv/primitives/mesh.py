@@ -28,7 +28,7 @@ def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: 
     `spec` is called as the primitive is, with the operands' own specs in their place, one entry per axis.
     """
     operands = tuple(alike(*operands))
-    mesh = _explicit_mesh(operands)
+    mesh = explicit(operands)
     if mesh is None:
         return primitive.bind(*operands, **static)
     out = NamedSharding(mesh, PartitionSpec(*spec(*(_spec(a) for a in operands), **static)))
@@ -42,13 +42,30 @@ def distributed(ctx: mlir.LoweringRuleContext) -> bool:
     return split or any(_varying(aval) for aval in ctx.avals_in)
 
 
+def split(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether XLA splits the program over several devices: a loop over examples, or an engine, would gather them.
+
+    Under `shard_map` nobody splits anything, if all axes of its mesh are manual.
+    """
+    where = ctx.module_context.axis_context
+    mesh = getattr(where, "mesh", None)
+    if mesh is None:
+        return getattr(where, "num_devices", 1) != 1
+    return any(size > 1 and axis not in where.manual_axes for axis, size in mesh.shape.items())
+
+
+def exported(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the program is to run elsewhere, by `jax.export`: there may be no engine there."""
+    return ctx.module_context.lowering_parameters.for_export
+
+
 def _varying(aval: Any) -> frozenset[Any]:
     """The manual mesh axes over which a value differs, under `shard_map`."""
     known = getattr(aval, "vma", None)
     return known if known is not None else aval.manual_axis_type.varying
 
 
-def _explicit_mesh(operands: Sequence[Any]) -> Any:
+def explicit(operands: Sequence[Any]) -> Any:
     """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
     for a in operands:
         mesh = jax.typeof(a).sharding.mesh
