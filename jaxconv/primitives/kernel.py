@@ -1,7 +1,7 @@
 """Kernels: what an engine computes where XLA is slow, as a primitive that is plain JAX everywhere else.
 
-A kernel has no derivative of its own. It stands in the functions of an op's `Derivative`, which says what the derivative
-of the op is; whoever differentiates these functions in their turn differentiates the kernel's plain form.
+A kernel has no derivative of its own. It stands in the functions of an op's `Derivative`, which says what the op's
+derivative is; whoever differentiates these functions in their turn differentiates the kernel's plain form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine's pools: what plain JAX computes, to the last bit where nothing is added up, within the bound where it is."""
+"""The engine's pools: what plain JAX computes, to the last bit or, where it is a sum, within the bound."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import jax
 
 LIBRARY = Path(__file__).parent / "_native.so"
 # Functions of `csrc`, each a handler that XLA calls by its name.
-HANDLERS = ("jaxconv_onednn_convolution", "jaxconv_windows")
+HANDLERS = ("jaxconv_onednn_convolution", "jaxconv_windows", "jaxconv_norm_gradient")
 BUILD = "python -m jaxconv.engines.onednn.building"
 
 

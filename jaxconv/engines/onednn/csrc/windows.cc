@@ -3,8 +3,7 @@
 #include <new>
 #include <vector>
 
-#include "handlers.h"
-#include "loops.h"
+#include "arrays.h"
 
 namespace jaxconv {
 namespace {
@@ -120,18 +119,6 @@ struct Lists {
   }
 };
 
-const std::pair<ffi::DataType, Float> kDtypes[] = {{ffi::DataType::F32, Float::kF32},
-                                                   {ffi::DataType::BF16, Float::kBF16},
-                                                   {ffi::DataType::F16, Float::kF16},
-                                                   {ffi::DataType::F64, Float::kF64}};
-
-bool float_of(ffi::DataType dtype, Float& to) {
-  for (const auto& [theirs, ours] : kDtypes) {
-    if (theirs == dtype) return to = ours, true;
-  }
-  return false;
-}
-
 ffi::Error windows(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
                    ffi::Span<const int64_t> window) {
   Description d;
@@ -148,8 +135,7 @@ ffi::Error windows(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Rema
   }
   const int64_t inputs = d.inputs(), outputs = d.outputs();
   const auto has = [](const ffi::AnyBuffer& a, int64_t count) {
-    return static_cast<int64_t>(a.element_count()) == count &&
-           reinterpret_cast<uintptr_t>(a.untyped_data()) % ffi::ByteWidth(a.element_type()) == 0;
+    return static_cast<int64_t>(a.element_count()) == count && aligned(a);
   };
   if (!has(operand, d.transposed ? outputs : inputs) || !has(result, d.transposed ? inputs : outputs)) {
     return refused("a window: arrays of other sizes than ", inputs, " elements read and ", outputs, " made");
