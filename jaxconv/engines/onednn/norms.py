@@ -23,17 +23,19 @@ def gradient(axes: tuple[int, ...], centred: bool, depth: int, *arrays: Any) -> 
     if x.dtype not in _DTYPES or scale.dtype != np.float32:
         return f"it takes {', '.join(_DTYPES)} with a scale of float32, not {x.dtype} with {scale.dtype}"
     batch, shape, scaled = math.prod(x.shape[:depth]), x.shape[depth:], scale.shape[depth:]
-    first = next((axis for axis, n in enumerate(scaled) if n != 1), len(shape))
-    if scaled[first:] != shape[first:] or math.prod(shape[first:]) < _FEWEST_CHANNELS:
+    longer = [axis for axis, n in enumerate(shape) if n != 1]
+    first = next((i for i, axis in enumerate(longer) if scaled[axis] != 1), len(longer))
+    rows, channels = longer[:first], longer[first:]
+    if any(scaled[axis] == 1 for axis in channels) or math.prod(shape[axis] for axis in channels) < _FEWEST_CHANNELS:
         return f"it computes {_FEWEST_CHANNELS} channels or more at once, which have to lie side by side"
-    rows, channels = [axis in axes for axis in range(first)], [axis in axes for axis in range(first, len(shape))]
-    if sorted(rows) != rows or sorted(channels) != channels:
+
+    def sizes(those: list[int]) -> tuple[int, int]:
+        """Of the axes that are kept and of those that are summed over."""
+        kept, summed = ([shape[axis] for axis in those if (axis in axes) is which] for which in (False, True))
+        return math.prod(kept), math.prod(summed)
+
+    if any([axis in axes for axis in those] != sorted(axis in axes for axis in those) for those in (rows, channels)):
         return "it takes statistics over the inner positions and the inner channels"
-    outer, inner = (
-        math.prod(n for n, one in zip(shape, rows, strict=False) if one is which) for which in (False, True)
-    )
-    groups, members = (
-        math.prod(n for n, one in zip(shape[first:], channels, strict=True) if one is which) for which in (False, True)
-    )
+    (outer, inner), (groups, members) = sizes(rows), sizes(channels)
     by_rows = inner == 1 and groups == 1
     return Native(TARGET, {"norm": np.array([batch, outer, inner, groups, members, by_rows, centred], np.int64)})

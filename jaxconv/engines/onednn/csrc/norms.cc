@@ -8,8 +8,8 @@
 namespace jaxconv {
 namespace {
 
-// Elements of a chunk, and the fewest rows of one.
-constexpr int64_t kChunk = 1 << 14, kFewestRows = 32;
+// Elements of a chunk, and its fewest rows and its most: more would be added up less exactly.
+constexpr int64_t kChunk = 1 << 14, kFewestRows = 32, kMostRows = 128;
 
 // What Python writes: so many independent normalisations, of arrays (outer, inner, groups · members), where statistics
 // are over the inner axis and the members of a group, or, by rows, over all channels.
@@ -20,7 +20,7 @@ struct Norm {
   int64_t rows() const { return outer * inner; }
   int64_t statistics() const { return by_rows ? rows() : outer * groups; }
   int64_t padded() const { return (channels() + kVector - 1) / kVector * kVector; }
-  int64_t chunk() const { return std::max(kFewestRows, kChunk / channels()); }
+  int64_t chunk() const { return std::clamp(kChunk / channels(), kFewestRows, kMostRows); }
 };
 
 struct Parameters {
@@ -154,7 +154,8 @@ ffi::Error norm_gradient(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::AnyBuffer 
       const Parameters p{at(mean.typed_data(), b * statistics), at(inverse.typed_data(), b * statistics),
                          at(scale.typed_data(), b * channels), at(dscale->typed_data(), b * channels),
                          at(dshift->typed_data(), b * channels)};
-      if (channels > 0) (n.by_rows ? by_rows : by_columns)(pool, n, *passes, arrays, p);
+      std::fill_n(p.dscale, channels, 0.0f), std::fill_n(p.dshift, channels, 0.0f);
+      if (size > 0) (n.by_rows ? by_rows : by_columns)(pool, n, *passes, arrays, p);
     }
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxconv: no memory for the sums of a normalisation");
