@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def machine(*packages: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
+        **_driver(),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
@@ -30,6 +32,16 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _driver() -> dict[str, str]:
+    """The driver and the CUDA of a GPU; nothing of another device."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return {}
+    found = re.search(r"\d+(\.\d+)+", first)
+    return {"driver": found[0]} if found and jax.default_backend() == "gpu" else {}
 
 
 def _processor() -> str:

@@ -26,15 +26,26 @@ def received(interrupt: KeyboardInterrupt) -> signal.Signals:
     return interrupt.signal if isinstance(interrupt, StopSignal) else signal.SIGINT
 
 
-def raise_on_signals() -> None:
-    """From now on either signal raises `StopSignal`, wherever the program is."""
+def raise_on_signals() -> Callable[[], None]:
+    """From now on either signal raises `StopSignal`, wherever the program is.
+
+    If that is in a callback of the interpreter's, such as one of the garbage collector, the exception is lost there. So
+    a function is handed out that raises it again, to be called now and then.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        received.append(number)
+        raise StopSignal(number)
+
+    def poll() -> None:
+        if received:
+            raise StopSignal(received[0])
+
     for number in SIGNALS:
-        signal.signal(number, _raise)
-
-
-def _raise(number: int, frame: Any) -> None:
-    del frame
-    raise StopSignal(number)
+        signal.signal(number, stop)
+    return poll
 
 
 @contextmanager

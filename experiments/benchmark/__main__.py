@@ -22,6 +22,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +33,12 @@ from rich.console import Console
 
 from experiments.benchmark.race import Budget
 from experiments.benchmark.report import header, line, picture, summary, summary_lines
-from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure
+from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure, table
 from experiments.files import as_json, write_atomically
 from experiments.machine import machine
 from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
 
-BUDGET = Budget(seconds=3.0, least=7, most=100)
 QUICK = Budget(seconds=0.2, least=2, most=10)
 
 
@@ -54,6 +54,10 @@ class Options:
     """Of all arrays; in training steps the weights stay float32."""
     columns: tuple[Literal["flax", "torch"], ...] | None = None
     """Beside jaxconv and jax.grad; by default what is installed."""
+    seconds: float = 3.0
+    """How long the columns of a row take turns, within 7 and 100 rounds."""
+    batch: int = 1
+    """Multiplies the batch of layers, pools and training steps: a GPU has little to do with those of a CPU."""
     quick: bool = False
     """A few rounds per row: for trying it out."""
     out: Path = Path("runs/benchmark")
@@ -62,16 +66,16 @@ class Options:
     """Name the rows and do nothing else."""
 
 
-def chosen(pattern: str) -> tuple[Row, ...]:
+def chosen(pattern: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """The rows whose name matches, as it is or in ASCII."""
     try:
         wanted = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"--filter {pattern!r} is not a regular expression: {error}.") from error
     ascii_ = str.maketrans({"×": "x", "²": "^2", "→": "->"})
-    found = tuple(row for row in ROWS if wanted.search(row.name) or wanted.search(row.name.translate(ascii_)))
+    found = tuple(row for row in rows if wanted.search(row.name) or wanted.search(row.name.translate(ascii_)))
     if not found:
-        raise UsageError(f"--filter {pattern!r} matches none of the {len(ROWS)} rows. --list names them.")
+        raise UsageError(f"--filter {pattern!r} matches none of the {len(rows)} rows. --list names them.")
     return found
 
 
@@ -89,6 +93,7 @@ def opened(options: Options) -> dict[str, Any]:
         "machine": machine("jaxconv", "jax", "jaxlib", "flax", "torch"),
         "dtype": options.dtype,
         "engine": options.engine,
+        "batch": options.batch,
         "quick": options.quick,
         "rows": [],
     }
@@ -110,12 +115,12 @@ def opened(options: Options) -> dict[str, Any]:
 
 def _setting(report: dict[str, Any]) -> Any:
     machine = {name: value for name, value in report["machine"].items() if name != "date"}
-    return machine, report["dtype"], report["engine"], report["quick"]
+    return machine, report["dtype"], report["engine"], report.get("batch", 1), report["quick"]
 
 
-def put(report: dict[str, Any], row: dict[str, Any]) -> None:
+def put(report: dict[str, Any], every: tuple[Row, ...], row: dict[str, Any]) -> None:
     """A row in its place, instead of an earlier one of that name."""
-    order = {known.name: i for i, known in enumerate(ROWS)}
+    order = {known.name: i for i, known in enumerate(every)}
     rows = [other for other in report["rows"] if other["row"] in order and other["row"] != row["row"]]
     report["rows"] = sorted([*rows, row], key=lambda r: order[r["row"]])
 
@@ -125,25 +130,32 @@ def write(report: dict[str, Any], path: Path) -> None:
     write_atomically(path, as_json(content) + "\n")
 
 
-def run(options: Options, console: Console) -> int:
-    rows, columns = chosen(options.filter), peers(options.columns)
+def run(options: Options, console: Console, stop: Callable[[], None] = lambda: None) -> int:
+    """Measure what the options say; `stop` is called between rows, and may raise."""
+    every = ROWS if options.batch == 1 else table(options.batch)
+    rows, columns = chosen(options.filter, every), peers(options.columns)
     if options.list:
         for row in rows:
             console.print(row.name, highlight=False)
         return 0
+    for name in ("seconds", "batch"):
+        if not getattr(options, name) > 0:
+            raise UsageError(f"--{name} must be positive, but {getattr(options, name)} <= 0.")
     report = opened(options)
     if "torch" in columns:
         from experiments.benchmark.peers_torch import configure
 
         configure()
-    setting, budget = Setting(options.dtype, options.engine), QUICK if options.quick else BUDGET
+    setting = Setting(options.dtype, options.engine)
+    budget = QUICK if options.quick else Budget(options.seconds, least=7, most=100)
     console.print(header((REFERENCE, *columns)))
     status, done = 0, []
     try:
         for row in rows:
+            stop()
             outcome = measure(row, setting, columns, budget)
             done.append(outcome)
-            put(report, outcome | {"date": datetime.datetime.now().isoformat("T", "seconds")})
+            put(report, every, outcome | {"date": datetime.datetime.now().isoformat("T", "seconds")})
             write(report, options.out / "benchmark.json")
             console.print(line(outcome, (REFERENCE, *columns)), highlight=False)
             jax.clear_caches()
@@ -160,9 +172,9 @@ def run(options: Options, console: Console) -> int:
 
 def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
-    raise_on_signals()
+    stop = raise_on_signals()
     try:
-        return run(tyro.cli(Options, description=__doc__), console)
+        return run(tyro.cli(Options, description=__doc__), console, stop)
     except UsageError as error:
         console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
         return 2

@@ -18,6 +18,11 @@ def _sizes(*sizes: int) -> str:
     return "×".join(map(str, sizes[:-2] if square else sizes)) + (f"×{sizes[-1]}²" if square else "")
 
 
+def _normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Random numbers, in a large array over and over the same: they take longer to draw than most layers to run."""
+    return np.resize(rng.standard_normal(min(math.prod(shape), 1 << 22), np.float32), shape)
+
+
 @dataclass(frozen=True)
 class Conv:
     """A convolution without bias, or its transpose; without spatial axes, a dense layer.
@@ -87,7 +92,7 @@ class Conv:
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Random x, w and g; the kernel is scaled so that y is as large as x."""
         rng, (_, w_shape, _) = np.random.default_rng(0), self.shapes()
-        x, w, g = (rng.standard_normal(shape, np.float32) for shape in self.shapes())
+        x, w, g = (_normal(rng, shape) for shape in self.shapes())
         return x, w / math.sqrt(math.prod((*w_shape[:-2], w_shape[-1 if self.transposed else -2]))), g
 
     def shrunk(self) -> Self:
@@ -125,7 +130,7 @@ class Pool:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Random x and g."""
         rng = np.random.default_rng(0)
-        x, g = (rng.standard_normal(shape, np.float32) for shape in self.shapes())
+        x, g = (_normal(rng, shape) for shape in self.shapes())
         return x, g
 
     def shrunk(self) -> Self:

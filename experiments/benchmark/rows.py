@@ -134,12 +134,19 @@ def per_example_row(network: Network) -> Row:
     return Row(f"{network.name} per-example gradients", "per-example", build)
 
 
-ROWS = (
-    *(conv_row(layer, program) for layer in CONVS for program in maps.CONV_PROGRAMS),
-    *(pool_row(layer, program) for layer in POOLS for program in maps.POOL_PROGRAMS),
-    per_example_row(PER_EXAMPLE),
-    *map(step_row, STEPS),
-)
+def table(batch: int = 1) -> tuple[Row, ...]:
+    """The rows, with batches so many times as large; but one gradient per example is enough of them as it is."""
+    convs = [dataclasses.replace(layer, n=layer.n * batch) for layer in CONVS]
+    pools = [dataclasses.replace(layer, n=layer.n * batch) for layer in POOLS]
+    return (
+        *(conv_row(layer, program) for layer in convs for program in maps.CONV_PROGRAMS),
+        *(pool_row(layer, program) for layer in pools for program in maps.POOL_PROGRAMS),
+        per_example_row(PER_EXAMPLE),
+        *(step_row(dataclasses.replace(step, batch=step.batch * batch)) for step in STEPS),
+    )
+
+
+ROWS = table()
 
 
 def line_up(row: Row, setting: Setting, peers: tuple[str, ...]) -> tuple[dict[str, Contestant], dict[str, str]]:

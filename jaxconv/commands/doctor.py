@@ -15,6 +15,7 @@ import numpy as np
 
 import jaxconv
 from jaxconv.commands.speaking import say, working
+from jaxconv.engines.onednn import loading
 from jaxconv.gradcheck import KINDS
 from jaxconv.ops.arguments import ENGINES
 from jaxconv.rules import RULE_SETS
@@ -39,6 +40,7 @@ def _doctor(options: Any) -> int:
     say("looking for devices")
     print("devices: " + ", ".join(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()))
     print(f"rules: {', '.join(RULE_SETS)}, autodiff; engines: {', '.join(ENGINES)}")
+    print(f"native engine: {_engine()}")
     float64 = "on" if jnp.asarray(0.0).dtype == jnp.float64 else "off"
     precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     print(f"float64: {float64}; matmul precision: {precision}")
@@ -57,6 +59,14 @@ def _doctor(options: Any) -> int:
             print(report, flush=True)
     print("all gradients are right" if not wrong else f"{wrong} gradients are WRONG: please report this output")
     return 1 if wrong else 0
+
+
+def _engine() -> str:
+    """What the native engine computes with, or why it is off and what turns it on."""
+    if (off := loading.off()) is not None:
+        return f"off: {off.text}" + (f"; to turn it on: {off.remedy}" if off.remedy else "")
+    about = loading.about()
+    return f"oneDNN {about.onednn} with {about.instruction_set} on {about.threads} thread{'s' * (about.threads > 1)}"
 
 
 def _version(package: str) -> str | None:

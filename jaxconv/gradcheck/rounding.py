@@ -122,7 +122,7 @@ def _noisy(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
         plain = functools.partial(primitives.PLAIN[eqn.primitive], **params)
         return _run(jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars)), operands, noise)
     if name in ("scan", "while", "cond"):
-        return {"scan": _scan, "while": _while, "cond": _cond}[name](params, operands, noise)
+        return {"scan": _scan, "while": _while, "cond": _cond}[name](eqn, operands, noise)
     if (inner := called(eqn)) is not None:
         return _run(inner, operands, noise)
     operands, terms = _noisy_terms(eqn, operands, noise)
@@ -225,8 +225,10 @@ def _terms(name: str, params: dict[str, Any], summed: Sequence[Any]) -> float:
 # Loops and branches
 
 
-def _scan(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
-    body, constants, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+def _scan(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
+    params, body = eqn.params, eqn.params["jaxpr"]
+    carried = _not_scanned(eqn.outvars, body.out_avals)
+    constants = _not_scanned(eqn.invars, body.in_avals) - carried
     held, carry, xs = operands[:constants], operands[constants : constants + carried], operands[constants + carried :]
 
     def step(state: Any, x: Any) -> Any:
@@ -239,8 +241,14 @@ def _scan(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[An
     return [*carry, *ys]
 
 
-def _while(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+def _not_scanned(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many have no more axes outside the loop than in its body; each version of JAX counts them in its own way."""
+    return sum(v.aval.ndim == a.ndim for v, a in zip(outside, inside, strict=True))
+
+
+def _while(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
     """A loop as long as without noise, which beside the noisy values carries those that the condition asks for."""
+    params = eqn.params
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     for_test, for_body, state = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
     test, body, quiet = params["cond_jaxpr"], params["body_jaxpr"], noise._replace(amplitude=0.0)
@@ -255,9 +263,9 @@ def _while(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[A
     return list(lax.while_loop(go_on, step, (jnp.uint32(1), state, state))[2])
 
 
-def _cond(params: dict[str, Any], operands: list[Any], noise: _Noise) -> list[Any]:
+def _cond(eqn: JaxprEqn, operands: list[Any], noise: _Noise) -> list[Any]:
     def branch(closed: ClosedJaxpr) -> Callable[..., Any]:
         return lambda *xs: _run(closed, xs, noise)
 
     index, *rest = operands
-    return list(lax.switch(index, [branch(closed) for closed in params["branches"]], *rest))
+    return list(lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *rest))

@@ -14,7 +14,7 @@ from jaxconv.rules import RULE_SETS, ConvRules
 
 Rules = str | ConvRules
 RULES = (*RULE_SETS, "autodiff")
-ENGINES = ("auto", "xla")
+ENGINES = ("auto", "xla", "onednn")
 
 
 def check_rules(function: str, rules: Any) -> None:

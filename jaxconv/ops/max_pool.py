@@ -78,13 +78,18 @@ _remembered = primitives.kernel("remember_winner", _remember, functools.partial(
 _largest = primitives.kernel("max_pool", _maximum, functools.partial(native, "maximum"))
 
 
+def _max_pool_forward(static: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y, winner = _remembered(x, static=static)
+    return y, winner
+
+
 def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.Array:
     return _at_winner.apply(t, winner, static=static)
 
 
 _MAX_POOL = Derivative(
     primal=lambda static, x: forward.max_pool(x, static),
-    forward=lambda static, x: tuple(_remembered(x, static=static)),
+    forward=_max_pool_forward,
     tangent=_max_pool_tangent,
     cotangent=lambda static, winner, g: (_at_winner.transpose(g, winner, static=static),),
     value=lambda static, x: _largest(x, static=static)[0],

@@ -59,11 +59,11 @@ def plan(
 ) -> Plan:
     """The formulations that `rules="fast"` takes for a convolution, and why.
 
-    "lax" is XLA's own convolution. The others compute the same sums in another order: "product" as one matrix
-    product, "shifts" as shifted multiply-adds, "blocks" as dense convolutions of merged groups, "phases" as one
-    convolution per residue class of an input dilation ("merged phases": all of them at once), "fold" as a product
-    followed by overlapping additions, "patches" as products over the patches of a few rows; "full" is the full
-    convolution of δ with the rotated kernel, by one of these.
+    "onednn" is the native engine, which is asked first, and "lax" XLA's own convolution. The others compute the same
+    sums in another order: "product" as one matrix product, "shifts" as shifted multiply-adds, "blocks" as dense
+    convolutions of merged groups, "phases" as one convolution per residue class of an input dilation ("merged phases":
+    all of them at once), "fold" as a product followed by overlapping additions, "patches" as products over the patches
+    of a few rows; "full" is the full convolution of δ with the rotated kernel, by one of these.
 
     A program that XLA itself splits over several devices keeps to "lax", whatever the plan for one device.
 
@@ -83,7 +83,7 @@ def plan(
 
     Example:
       >>> import jaxconv
-      >>> plan = jaxconv.plan((8, 56, 56, 32), (3, 3, 1, 32), groups=32, platform="cpu")
+      >>> plan = jaxconv.plan((8, 56, 56, 32), (3, 3, 1, 32), groups=32, platform="cpu", engine="xla")
       >>> print(plan.conv.formulation, "-", plan.conv.why)
       shifts - one channel per group: there is no sum over channels
 
@@ -102,7 +102,7 @@ def plan(
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
 
     def chosen(name: str) -> Choice:
-        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts))
+        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine))
         return Choice(taken.name, taken.why, taken.holds)
 
     return Plan(*map(chosen, Plan._fields))

@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxconv.primitives.mesh import distributed
+from jaxconv.primitives.mesh import exported, local, split
 
 Static = tuple[tuple[str, Any], ...]
 
@@ -42,12 +42,15 @@ def define(
     return primitive
 
 
-def lower_on_cpu(primitive: Primitive, alone: Callable[..., jax.Array], split: Callable[..., jax.Array]) -> None:
-    """Lower to `alone` on a CPU; to `split` where the program runs on several."""
-    here, everywhere = (mlir.lower_fun(f, multiple_results=False) for f in (alone, split))
+def lower_on_cpu(primitive: Primitive, compute: Callable[..., jax.Array]) -> None:
+    """Lower to `compute` with platform="cpu", but not where XLA splits the program; without an engine for export."""
 
-    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
-        return (everywhere if distributed(ctx) else here)(ctx, *operands, **static)
+    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, engine: str, **static: Any) -> Any:
+        if engine == "auto" and exported(ctx):
+            engine = "xla"
+        platform = None if split(ctx) else "cpu"
+        here = mlir.lower_fun(functools.partial(compute, engine=engine, platform=platform), multiple_results=False)
+        return here(local(ctx), *operands, **static)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
 

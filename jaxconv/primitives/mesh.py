@@ -36,22 +36,22 @@ def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: 
     return inner(*operands)
 
 
-def distributed(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether the program runs on several devices: a loop over examples would gather what is split between them."""
-    split = getattr(ctx.module_context.axis_context, "num_devices", 1) != 1
-    return split or any(_varying(aval) for aval in ctx.avals_in)
-
-
 def split(ctx: mlir.LoweringRuleContext) -> bool:
     """Whether XLA splits the program over several devices: a loop over examples, or an engine, would gather them.
 
     Under `shard_map` nobody splits anything, if all axes of its mesh are manual.
     """
-    where = ctx.module_context.axis_context
+    where: Any = ctx.module_context.axis_context
     mesh = getattr(where, "mesh", None)
     if mesh is None:
         return getattr(where, "num_devices", 1) != 1
     return any(size > 1 and axis not in where.manual_axes for axis, size in mesh.shape.items())
+
+
+def local(ctx: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext:
+    """The same for a function that knows nothing of meshes, such as one with loops: its operands are arrays of here."""
+    avals: Any = ctx.avals_in
+    return ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in avals])
 
 
 def exported(ctx: mlir.LoweringRuleContext) -> bool:

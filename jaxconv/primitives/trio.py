@@ -55,11 +55,12 @@ def _called(
     precision: Any, dtype: Any, engine: str, depth: int, platform: str | None = None,
 ) -> jax.Array:  # fmt: skip
     """What a rule makes of two operands, with the options that were asked for: it may know of no others."""
-    del engine  # who computes; there is one engine so far
     expected = result(of, a, b, geometry=geometry, dtype=dtype, depth=depth)
     a, b = _alike_in_dtype(of, a, b)
     wider = dtype if of.makes == "y" and dtype != a.dtype else None
-    options = {"precision": precision, "preferred_element_type": wider, "platform": platform if rules == FAST else None}
+    options = {"precision": precision, "preferred_element_type": wider}
+    if rules == FAST:
+        options |= {"platform": platform, "engine": engine}
     given = {option: value for option, value in options.items() if value is not None}
     return _checked(of, mapped(lambda a, b: rule(a, b, geometry, **given), depth)(a, b), expected)
 
@@ -149,7 +150,7 @@ def _eager(
 def _primitive(of: Map, compute: Callable[..., jax.Array], plain: Callable[..., jax.Array]) -> Primitive:
     primitive = define(of.name, compute, plain, functools.partial(result, of))
     primitive.def_impl(functools.partial(_eager, primitive, compute))
-    lower_on_cpu(primitive, functools.partial(compute, platform="cpu"), compute)
+    lower_on_cpu(primitive, compute)
     ad.defbilinear(primitive, functools.partial(_transpose, of, 0), functools.partial(_transpose, of, 1))
     return primitive
 

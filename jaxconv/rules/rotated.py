@@ -34,31 +34,44 @@ def rot180(w: jax.Array, geometry: Geometry) -> jax.Array:
     return lax.rev(w, geometry.layout.w[2:])
 
 
+def regrouped(w: jax.Array, geometry: Geometry) -> jax.Array:
+    """w with its groups moved from the output to the input channels: (c, g·o) becomes (g·c, o)."""
+    if geometry.groups == 1:
+        return w
+    outputs, inputs = geometry.layout.w[:2]
+    shape = list(w.shape)
+    shape[outputs] //= geometry.groups
+    split = w.reshape(*shape[:outputs], geometry.groups, *shape[outputs:])
+    shape[inputs] *= geometry.groups
+    return jnp.moveaxis(split, outputs, inputs).reshape(shape)
+
+
 def channel_transposed(w: jax.Array, geometry: Geometry) -> jax.Array:
     """w with input and output channels exchanged within each group: (c, g·o) becomes (o, g·c)."""
-    outputs, inputs = geometry.layout.w[:2]
-    w = jnp.moveaxis(w, (outputs, inputs), (0, 1))
-    w = w.reshape(geometry.groups, w.shape[0] // geometry.groups, *w.shape[1:]).swapaxes(1, 2)
-    w = w.reshape(geometry.groups * w.shape[1], *w.shape[2:])
-    return jnp.moveaxis(w, (0, 1), (outputs, inputs))
+    return regrouped(w, geometry).swapaxes(*geometry.layout.w[:2])
 
 
 def input_grad(
     g: jax.Array, w: jax.Array, geometry: Geometry, *, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
-    """∂T/∂x: full convolution of the dilated δ with the rotated, channel-transposed kernel."""
+    """∂T/∂x: full convolution of the dilated δ with the rotated, channel-transposed kernel.
+
+    The channels are transposed by exchanging their names, and the rotation comes last: that is how XLA recognises a
+    gradient on a GPU, and calls cuDNN's rather than a convolution over the zeros of δ.
+    """
     layout = geometry.layout
+    outputs, inputs, *taps = layout.w
     if g.size == 0:
         return jnp.zeros(geometry.input_grad_shape(g.shape, w.shape), preferred_element_type or g.dtype)
-    kernel = w if geometry.flip_kernel else rot180(w, geometry)
+    kernel = regrouped(w, geometry)
     return forward.conv_general_dilated(
         g,
-        channel_transposed(kernel, geometry),
+        kernel if geometry.flip_kernel else rot180(kernel, geometry),
         window_strides=geometry.input_dilation,
         padding=geometry.input_grad_padding,
         lhs_dilation=geometry.stride,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(layout.y, layout.w, layout.x),
+        dimension_numbers=lax.ConvDimensionNumbers(layout.y, (inputs, outputs, *taps), layout.x),
         feature_group_count=geometry.groups,
         precision=precision,
         preferred_element_type=preferred_element_type,

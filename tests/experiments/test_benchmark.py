@@ -58,6 +58,8 @@ def test_the_table_has_the_rows_it_promises() -> None:
     assert {"8×56², 64→64, 3/1 kernel_grad", "8×28², 256→256, 3/1, 32 groups input_grad"} <= set(names)
     assert {"8×56², 32, 3/1, depthwise forward", "max pool 3/2, 8×112²×64, SAME backward"} <= set(names)
     assert len(names) == 3 * len(CONVS) + 3 * len(POOLS) + len(STEPS) + 1
+    larger = [row.name for row in rows.table(16)]
+    assert "128×56², 64→64, 3/1 kernel_grad" in larger and "ResNet-18, 512×32²×3 training step" in larger
     assert {layer.rank for layer in CONVS} == {0, 1, 2, 3}
 
 
@@ -246,6 +248,18 @@ def test_short_calls_are_repeated_and_warmed_up() -> None:
     assert times["a"] == pytest.approx([2.5e-3] * 2) and len(clock.turns) == 1 + 2 * (1 + 4)
 
 
+def test_calls_that_overlap_are_counted_as_they_overlap() -> None:
+    """A call works 1 ms, and one waits 1 ms for however many are under way: a turn of 10 ms holds nine, not five."""
+    clock = Clock()
+
+    def wait(_: Any) -> None:
+        clock.now += 1e-3
+
+    one = dataclasses.replace(clock.work("a", itertools.repeat(1e-3)), wait=wait)
+    times = race({"a": one}, Budget(0, 1, 1), pipelined=True, clock=lambda: clock.now, sleep=lambda s: None)
+    assert times["a"] == pytest.approx([10e-3 / 9]) and len(clock.turns) == 1 + (1 + 5) + (1 + 9)
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down tenfold slows both, and leaves the ratio alone."""
     ours = [1.0, 10.0, 1.0, 10.0, 1.0]
@@ -287,9 +301,10 @@ def test_a_run_writes_its_report_and_its_picture(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     assert command.run(options(tmp_path, filter="2x6.*forward", columns=None), console) == 0
     content = json.loads((tmp_path / "deep" / "benchmark.json").read_text())
-    assert content.keys() == {"command", "machine", "dtype", "engine", "quick", "rows", "summary"}
+    assert content.keys() == {"command", "machine", "dtype", "engine", "batch", "quick", "rows", "summary"}
     assert content["machine"].keys() >= {"date", "processor", "cores", "device", "python", "jax", "jaxlib", "jaxconv"}
     assert content["machine"]["jax"] == jax.__version__ and content["machine"].keys() >= {"flax", "torch"}
+    assert ("driver" in content["machine"]) == (jax.default_backend() == "gpu")
     (row,) = content["rows"]
     assert row["row"] == "2×6², 2→3, 3/1 forward" and row["rounds"] >= 2 and not row["failed"] and row["date"]
     assert row["ms"].keys() == {"jaxconv", "jax.grad", *PEERS}
@@ -332,6 +347,22 @@ def test_an_interrupted_run_keeps_the_rows_that_it_finished(tmp_path: Path, monk
 
     monkeypatch.setattr(command, "measure", interrupted)
     assert command.run(options(tmp_path), QUIET) == 143
+    assert_only_forward(tmp_path)
+
+
+@pytest.mark.usefixtures("small_rows")
+def test_a_run_asks_between_rows_whether_to_stop(tmp_path: Path) -> None:
+    answers = iter([None, StopSignal(signal.SIGTERM)])
+
+    def stop() -> None:
+        if answer := next(answers):
+            raise answer
+
+    assert command.run(options(tmp_path), QUIET, stop) == 143
+    assert_only_forward(tmp_path)
+
+
+def assert_only_forward(tmp_path: Path) -> None:
     assert [row["row"] for row in json.loads((tmp_path / "deep" / "benchmark.json").read_text())["rows"]] == [
         "2×6², 2→3, 3/1 forward"
     ]
@@ -353,6 +384,8 @@ def test_a_failed_row_is_said_and_is_in_the_exit_status(tmp_path: Path, monkeypa
         ({"filter": "9×9"}, r"--filter '9×9' matches none of the \d+ rows. --list names them"),
         ({"filter": "("}, r"--filter '\(' is not a regular expression"),
         ({"columns": ("caffe",)}, "--columns caffe: is not installed"),
+        ({"seconds": 0.0}, "--seconds must be positive, but 0.0 <= 0"),
+        ({"batch": 0}, "--batch must be positive, but 0 <= 0"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

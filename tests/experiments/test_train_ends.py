@@ -20,7 +20,7 @@ from rich.console import Console
 
 from experiments import progress, rules_agree, train
 from experiments.divergence import GROWTH, DivergedError, Watch
-from experiments.stopping import StopSignal, between_steps
+from experiments.stopping import SIGNALS, StopSignal, between_steps, raise_on_signals
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -88,6 +88,21 @@ def test_a_signal_waits_for_the_end_of_a_step_and_a_second_does_not() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_whose_exception_was_lost_is_raised_again() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        poll = raise_on_signals()
+        poll()
+        with pytest.raises(StopSignal):  # where a callback of the interpreter's would lose it
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopSignal) as again:
+            poll()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert again.value.signal is signal.SIGTERM
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:

@@ -24,7 +24,8 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Pages for several devices, which a process has from its start or not at all.
 APART = [page for page in PAGES if "jax_num_cpu_devices" in page.read_text()]
-MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv."))
+# Whatever can be imported; a shared library of an engine, where it was built, looks like a module and is none.
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxconv.__path__, "jaxconv.") if "._native" not in m.name)
 PUBLIC = sorted(name for name in jaxconv.__all__ if not inspect.ismodule(getattr(jaxconv, name)))
 DOCUMENTED = {
     **{name: getattr(jaxconv, name) for name in PUBLIC},

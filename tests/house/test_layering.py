@@ -23,7 +23,11 @@ OUTSIDE = {
     "geometry": set(),
     "windows": {"jax", "numpy"},
     "forward": {"jax", "numpy"},
-    "engines": {"jax", "numpy", "ctypes", "importlib", "os", "pathlib", "shlex", "shutil", "subprocess"},
+    "engines": {
+        *("jax", "numpy"),
+        *("concurrent", "ctypes", "hashlib", "importlib", "os", "pathlib", "platform", "re", "shlex", "shutil"),
+        *("subprocess", "sys", "tempfile", "threading"),
+    },
     "rules": {"jax", "numpy", "inspect"},
     "primitives": {"jax", "numpy"},
     "ops": {"jax", "numpy", "inspect"},

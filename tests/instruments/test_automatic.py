@@ -19,6 +19,7 @@ import jaxconv
 from jaxconv.transforms.automatic import has_rules
 from jaxconv.transforms.precision import run
 from jaxconv.transforms.program import trace
+from tests.support.devices import cpu_mesh
 
 X = np.array([0.3, -0.2, 0.8, 1.1])
 
@@ -48,7 +49,7 @@ def by_transpose(x: Any) -> Any:
     return jax.custom_derivatives.linear_call(lambda r, x: r * x, lambda r, g: 7 * g, jnp.ones_like(y), y)
 
 
-MESH = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+MESH = cpu_mesh(AxisType.Auto, i=2)
 
 
 def sharded(s: Callable[..., Any], x: Any) -> Any:

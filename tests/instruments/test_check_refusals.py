@@ -13,6 +13,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.gradcheck import KINDS
+from tests.support.devices import cpu_mesh
 from tests.support.judged import normal, square
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -111,7 +112,7 @@ def test_what_cannot_be_judged_gets_a_sentence(name: str) -> None:
 def test_where_check_cannot_be_called() -> None:
     with pytest.raises(TypeError, match=r"check: x is being traced\. Call check outside"):
         jax.jit(lambda x: jaxconv.check(jnp.sin, x).ok)(normal(3))
-    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = cpu_mesh(jax.sharding.AxisType.Explicit, i=2)
     x = jax.device_put(normal(4), jax.NamedSharding(mesh, jax.P("i")))
     with pytest.raises(TypeError, match=r"check: x is sharded over a mesh with explicit axes\. Pass arrays"):
         jaxconv.check(jnp.sin, x)

@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
     "but is None.": (lambda: binding.linear(None, PART, 3, LINE, START), ValueError),
     "binding.bilinear: rules must be one of textbook, rotated, fast, autodiff or a ConvRules(input_grad, kernel_grad), "
     "but is 'quick'.": (lambda: binding.bilinear("quick", CONV, GEOMETRY, *operands(CONV)), ValueError),
-    "binding.bilinear: engine must be one of auto, xla, but is 'gpu'.": (
+    "binding.bilinear: engine must be one of auto, xla, onednn, but is 'gpu'.": (
         lambda: binding.bilinear("fast", CONV, GEOMETRY, *operands(CONV), engine="gpu"),
         ValueError,
     ),

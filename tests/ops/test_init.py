@@ -14,6 +14,7 @@ import pytest
 from jaxconv.layers import BatchNorm, Conv, ConvTranspose, Dense, Flatten, GroupNorm, LayerScale, kernels, serial
 from jaxconv.models import MODELS
 from tests.support.agreement import compilations
+from tests.support.devices import cpu_mesh
 
 KEY = jax.random.key(3)
 SMALL: dict[str, dict[str, Any]] = {"resnet18": {"width": 8}, "vgg": {"widths": (4, 8)}, "convnext": {"depth": 1}}
@@ -73,14 +74,14 @@ def test_under_transformations() -> None:
 
 
 def test_parameters_are_where_their_key_is() -> None:
-    _, other, *_ = jax.devices()
+    _, other, *_ = jax.devices("cpu")
     params, _, _ = Dense(3).init(jax.device_put(KEY, other), (1, 2))
     assert params["w"].devices() == {other} and params["w"].committed
     assert not Dense(3).init(KEY, (1, 2))[0]["w"].committed
 
 
 def test_parameters_are_on_the_mesh_that_is_set() -> None:
-    mesh = jax.make_mesh((2,), ("batch",), (jax.sharding.AxisType.Explicit,))
+    mesh = cpu_mesh(jax.sharding.AxisType.Explicit, batch=2)
     with jax.set_mesh(mesh):
         params, state, _ = net(4).init(KEY, (1, 6, 6, 2))
         shardings = {a.sharding for a in jax.tree.leaves((params, state))}

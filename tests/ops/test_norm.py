@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxconv
 from tests.support import oracle_ops as oracle
 from tests.support.cases_ops import assert_close, normal
+from tests.support.devices import cpu_mesh
 from tests.support.rule_sets import ALL_RULES
 
 EPS = 0.1  # large enough to be seen
@@ -293,7 +294,7 @@ def test_the_vmapped_gradient_of_a_layer_with_shared_statistics_is_that_of_the_w
 @pytest.mark.parametrize("inside", [False, True], ids=["grad-of-shard_map", "shard_map-of-grad"])
 @pytest.mark.parametrize("rules", ALL_RULES)
 def test_statistics_shared_by_devices_are_those_of_the_whole_batch(rules: str, inside: bool) -> None:
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = cpu_mesh(AxisType.Auto, data=4)
     split, whole = PartitionSpec("data"), PartitionSpec()
     primals, layer = (split, whole, whole), partial(synchronised, rules)
     if inside:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.support.cases_ops import OPS, Op, assert_close, normal
+from tests.support.devices import cpu_mesh, on_cpu
 
 FORWARD_MODE = r"has reverse mode only: .* rules=\"fast\" has them all\."
 
@@ -100,7 +101,8 @@ def expected(op: Op) -> dict[str, Any]:
         at = [[p[i] for p in points] for i in (0, 1)]
         return [(f(*p), jax.jacrev(f, op.argnums)(*p)) for p in at], jax.hessian(loss, op.argnums)(*at[0])
 
-    (at, hessian) = jax.tree.map(np.asarray, jax.jit(dense)(points))
+    with on_cpu():
+        (at, hessian) = jax.tree.map(np.asarray, jax.jit(dense)(points))
     (y, jacobian), _ = at
     push = sum(np.tensordot(j, t, t.ndim) for j, t in zip(jacobian, tangents, strict=True))
     first, second = (tuple(np.tensordot(np.cos(y + 1), j, y.ndim) for j in jacobian) for y, jacobian in at)
@@ -186,7 +188,7 @@ def specs(op: Op) -> list[PartitionSpec]:
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_a_sharded_batch_gives_what_the_whole_batch_gives(op: Op, kind: AxisType) -> None:
     args = op.arguments(4)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    mesh = cpu_mesh(kind, data=4)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(args, specs(op), strict=True)]
         y, gradients = compiled(op, "fast")(*placed)
@@ -204,7 +206,7 @@ def test_a_sharded_batch_gives_what_the_whole_batch_gives(op: Op, kind: AxisType
 )
 def test_shard_map_gives_each_device_its_part_and_parameters_the_sum(op: Op, rules: str) -> None:
     args, count = op.arguments(4), len(op.argnums)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = cpu_mesh(AxisType.Auto, data=4)
 
     def part(*args: Any) -> Any:
         y, gradients = value_and_gradients(op, rules, *args)

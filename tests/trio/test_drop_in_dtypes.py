@@ -23,9 +23,9 @@ DTYPES = sorted({jnp.dtype(v) for v in vars(jnp).values() if isinstance(v, type(
 
 
 def held(dtype: Any) -> bool:
-    """Whether the backend has arrays of it at all."""
+    """Whether the backend computes with it: what cannot even be multiplied may end the process in a convolution."""
     try:
-        return jnp.zeros(1, dtype).dtype == dtype
+        return jax.jit(lambda a: a * a)(jnp.ones(1, dtype)).dtype == dtype
     except jax.errors.JaxRuntimeError:
         return False
 
@@ -153,6 +153,10 @@ def test_second_derivatives_and_batches_are_those_of_lax(dtype: Any) -> None:
 
     xs, w = whole((2, *DENSE[0]), dtype), whole(DENSE[1], dtype)
     ours, theirs = (outcome(curved(conv), xs, w) for conv in CONVS)
+    refused = isinstance(theirs, type)
+    assert not refused or ours == theirs
+    if refused:
+        pytest.skip(f"the backend has no such convolution: {theirs.__name__}")
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == dtype and np.asarray(b, np.complex64).any()
         np.testing.assert_array_equal(a, b)

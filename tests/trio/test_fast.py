@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
@@ -23,6 +23,7 @@ from jaxconv.rules import fast, textbook
 from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
+from tests.support.devices import cpu_mesh
 from tests.support.tolerance import assert_within_bound
 
 MAPS = ("conv", "input_grad", "kernel_grad")
@@ -220,15 +221,16 @@ LAYERS = {  # how many convolutions the CPU's program of each map has: a formula
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_each_platform_gets_its_own_program(layer: str, platform: str) -> None:
     case, convolutions = LAYERS[layer]
+    options = case.options | {"engine": "xla"}
     x, w = arrays(case, np.float32)
     y = jax.eval_shape(lambda: jaxconv.conv(x, w, **case.options))
     g = cotangent(y.shape, np.float32)
     programs = {
-        "conv": (partial(jaxconv.conv, **case.options), x, w),
-        "input_grad": (lambda g, w: jaxconv.conv_input_grad(g, w, x.shape[1:-1], **case.options), g, w),
-        "kernel_grad": (lambda x, g: jaxconv.conv_kernel_grad(x, g, w.shape[:-2], **case.options), x, g),
+        "conv": (partial(jaxconv.conv, **options), x, w),
+        "input_grad": (lambda g, w: jaxconv.conv_input_grad(g, w, x.shape[1:-1], **options), g, w),
+        "kernel_grad": (lambda x, g: jaxconv.conv_kernel_grad(x, g, w.shape[:-2], **options), x, g),
     }
-    plan = jaxconv.plan(x.shape, w.shape, platform=platform, **case.options)
+    plan = jaxconv.plan(x.shape, w.shape, platform=platform, **options)
     for (name, (f, *args)), expected in zip(programs.items(), convolutions, strict=True):
         text = jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
         found = text.count("stablehlo.convolution")
@@ -236,8 +238,27 @@ def test_each_platform_gets_its_own_program(layer: str, platform: str) -> None:
         assert (getattr(plan, name).formulation == "lax") == (found == 1), (layer, name)
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": 2, "dilation": 3, "groups": 2}], ids=str)
+def test_a_gpu_is_given_the_gradients_that_it_recognises(options: dict[str, Any], layout: str) -> None:
+    """JAX's own, operation for operation: XLA finds a gradient for cuDNN by how the convolution is written."""
+    case = in_layout(Case((2, 9, 9, 4), (3, 3, 4 // options.get("groups", 1), 6), options), layout)
+    x, w = arrays(case, np.float32)
+
+    def program(rules: str) -> str:
+        def gradients(x: Any, w: Any, g: Any) -> Any:
+            return jax.vjp(lambda x, w: jaxconv.conv(x, w, rules=rules, **case.options), x, w)[1](g)
+
+        g = jax.eval_shape(lambda: jaxconv.conv(x, w, **case.options))
+        text = jax.jit(gradients).trace(x, w, g).lower(lowering_platforms=("cuda",)).as_text()
+        return re.sub(r"%\w+|@\w+", "", text[text.index("public @main") :])
+
+    ours, theirs = map(program, ("fast", "autodiff"))
+    assert sorted(ours.splitlines()) == sorted(theirs.splitlines()) and ours.count("stablehlo.convolution") == 2
+
+
 def test_a_program_that_xla_splits_over_devices_keeps_its_convolutions() -> None:
-    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+    mesh = cpu_mesh(AxisType.Auto, batch=2)
     split = NamedSharding(mesh, PartitionSpec("batch"))
     x = jax.device_put(np.ones((4, 6, 6, 3), np.float32), split)
     g = jax.device_put(np.ones((4, 6, 6, 6), np.float32), split)
@@ -273,18 +294,18 @@ def test_a_batch_of_kernel_gradients_compiles_in_a_time_that_does_not_grow(count
 
 
 def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:
-    plan = jaxconv.plan((8, 56, 56, 96), (7, 7, 1, 96), groups=96, platform="cpu")
+    plan = jaxconv.plan((8, 56, 56, 96), (7, 7, 1, 96), groups=96, platform="cpu", engine="xla")
     assert [c.formulation for c in plan] == ["shifts", "full", "shifts"]
     assert "one channel per group" in plan.conv.why and plan.conv.holds == "a padded copy of x"
     assert len(str(plan).splitlines()) == 3 and "shifts" in str(plan)
     assert plan.to_dict()["conv"] == {"formulation": "shifts", "why": plan.conv.why, "holds": plan.conv.holds}
-    assert jaxconv.plan((8, 96, 56, 56), (96, 1, 7, 7), groups=96, platform="cpu", layout="NCHW") == plan
+    assert jaxconv.plan((8, 96, 56, 56), (96, 1, 7, 7), groups=96, platform="cpu", layout="NCHW", engine="xla") == plan
 
 
 def test_plan_is_for_the_machine_it_runs_on_unless_told_otherwise() -> None:
     shapes = (2, 6, 6, 8), (3, 3, 8, 8)
     assert jaxconv.plan(*shapes) == jaxconv.plan(*shapes, platform=jax.default_backend())
-    assert jaxconv.plan(*shapes, platform="cpu").kernel_grad.formulation == "patches"
+    assert jaxconv.plan(*shapes, platform="cpu", engine="xla").kernel_grad.formulation == "patches"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from tests.support.agreement import Layer, agree
 from tests.support.cases import Case, in_layout
+from tests.support.devices import cpu_mesh
 from tests.support.rule_sets import RULES
 
 CASE = Case((8, 5, 4, 4), (3, 2, 4, 8), {"stride": 2})
@@ -28,7 +29,7 @@ BOTH = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=l
 
 
 def mesh_of(kind: AxisType) -> Mesh:
-    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    return cpu_mesh(kind, data=2, model=2)
 
 
 def put(mesh: Mesh, arrays: Any, specs: Any) -> tuple[jax.Array, ...]:
@@ -177,7 +178,7 @@ def test_shard_map_sums_the_gradients_of_replicated_operands_by_itself(rules: st
 @pytest.mark.parametrize("rules", ["fast", "rotated"])
 def test_shard_map_with_a_psum_of_one_s_own(rules: str, check_vma: bool) -> None:
     """Each device has its own gradients of its own copy of the kernel, under every rule set."""
-    mesh, batch = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)), P("data")
+    mesh, batch = cpu_mesh(AxisType.Auto, data=4), P("data")
     args = CONV.arguments()
 
     def local(x: Any, w: Any, b: Any, delta: Any) -> Any:
@@ -196,7 +197,7 @@ def test_shard_map_with_a_psum_of_one_s_own(rules: str, check_vma: bool) -> None
 
 def test_shard_map_splits_the_output_channels() -> None:
     """Tensor parallelism by hand: x is replicated, so its gradient is summed over the devices."""
-    mesh, channels = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,)), P(None, None, None, "model")
+    mesh, channels = cpu_mesh(AxisType.Auto, model=4), P(None, None, None, "model")
     args = CONV.arguments()
     specs = P(), channels, P("model"), channels
     step = jax.shard_map(training_step(CONV), mesh=mesh, in_specs=specs, out_specs=(channels, *specs[:-1]))

@@ -8,6 +8,7 @@ What stands where:
 
 and the formulations, a file each, which ends in what it offers for a call:
 
+    native        by an engine, where the platform has one that takes the call
     products      windows that do not overlap: reshape and one matrix product
     shifts        depthwise: sums of shifted copies
     phases        dilated inputs (strided input gradients, transposed convolutions): one convolution per residue class

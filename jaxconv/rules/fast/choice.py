@@ -1,4 +1,6 @@
-"""Which formulation a call takes: the first that pays, else XLA's own convolution.
+"""Which formulation a call takes: an engine's, else the first that pays, else XLA's own convolution.
+
+An engine is asked first, if the call allows one and the platform has one; it says why not when it does not take a call.
 
 A formulation pays where it was measured to be faster; its own file says where, beside the thresholds and the rows of
 `experiments/results/benchmark.json` that justify them. Those are a CPU's. Anywhere else the only choice is the exact
@@ -12,7 +14,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from jaxconv.rules.fast import blocks, folds, full, library, patches, phases, products, shifts
+from jaxconv.rules.fast import blocks, folds, full, library, native, patches, phases, products, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 
 EMPTY = "there is nothing to compute"
@@ -38,8 +40,18 @@ def candidates(call: Call) -> Iterator[Formulation]:
     """Every formulation that is legal for a call: those that pay, `lax`, and the others; the first is to be taken.
 
     Of those called "full" there is one for every formulation of the convolution inside.
+
+    Raises:
+      ValueError: the call names an engine that does not take it.
     """
-    if only := _only_lax(call):
+    only = _only_lax(call)
+    computed = only or native.offer(call)
+    named = call.engine not in ("auto", "xla")
+    if isinstance(computed, Formulation) and (computed.pays or named):
+        yield computed
+    elif named:
+        raise ValueError(f'engine="{call.engine}" cannot compute this {call.map}: {computed}. engine="auto" can.')
+    if only:
         yield library.offer(call, only)
         return
     measured, others = call.platform == "cpu" or call.geometry.rank == 0, []
@@ -49,6 +61,8 @@ def candidates(call: Call) -> Iterator[Formulation]:
         else:
             others.append(formulation)
     why_not = next((other.why_not for other in others if other.why_not), UNBEATEN) if measured else ELSEWHERE
+    if isinstance(computed, Formulation) and not computed.pays:
+        yield computed
     yield library.offer(call, why_not)
     for other in others:
         yield replace(other, pays=False, why=other.why_not or UNPROVEN)

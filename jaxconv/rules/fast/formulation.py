@@ -8,7 +8,7 @@ that counts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -27,6 +27,8 @@ class Call:
       geometry: in any layout; nothing depends on it.
       batch, inputs, outputs: examples, channels of x and channels of y, those of all groups.
       turned: whether the kernel of a "conv" has been turned around, as it is for an input gradient.
+      engine: who may compute: "auto", "xla" or the name of an engine.
+      result: the dtype of the result; None for that of the operands, its sums carried in 32 bits or more.
     """
 
     map: str
@@ -37,6 +39,8 @@ class Call:
     inputs: int
     outputs: int
     turned: bool = False
+    engine: str = "xla"
+    result: Any = None
 
     @property
     def dilated(self) -> bool:
@@ -45,8 +49,9 @@ class Call:
 
     def full(self) -> Call:
         """The convolution that this "input_grad" is: of δ, with the kernel turned around."""
-        full = self.geometry.full()
-        return Call("conv", self.platform, self.dtype, full, self.batch, self.outputs, self.inputs, turned=True)
+        return replace(
+            self, map="conv", geometry=self.geometry.full(), inputs=self.outputs, outputs=self.inputs, turned=True
+        )
 
 
 class Maps(Protocol):

@@ -27,22 +27,24 @@ class ChannelsLast:
       platform: as a `Call` has it.
       dtype: of the result; None for what `lax` makes of the operands'.
       precision: of products, as `lax` takes it.
+      engine: who may compute, as a `Call` has it.
       turned_kernels: whether the kernels that `conv` meets have been turned around.
     """
 
     platform: str | None
     dtype: Any
     precision: Any
+    engine: str = "xla"
     turned_kernels: bool = False
 
     def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], w.shape[-1]
-        call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels)
+        call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels, self.engine, self.dtype)
         return choice.chosen(call).compute(x, w, geometry, self)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], g.shape[-1]
-        call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes)
+        call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes, engine=self.engine, result=self.dtype)
         return choice.chosen(call).compute(x, g, geometry, self)
 
     def turned(self) -> ChannelsLast:
@@ -71,13 +73,15 @@ def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def conv(
-    x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
-    preferred_element_type: Any = None,
+    x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
+    precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    chosen = choice.chosen(Call("conv", platform, x.dtype, geometry, *sizes))
+    chosen = choice.chosen(
+        Call("conv", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(x, w, geometry, maps)
     x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
@@ -86,13 +90,15 @@ def conv(
 
 
 def input_grad(
-    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
-    preferred_element_type: Any = None,
+    g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
+    precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂x; see `rotated.input_grad`."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    chosen = choice.chosen(Call("input_grad", platform, g.dtype, geometry, *sizes))
+    chosen = choice.chosen(
+        Call("input_grad", platform, g.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(g, w, geometry, maps)
     g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
@@ -101,13 +107,15 @@ def input_grad(
 
 
 def kernel_grad(
-    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, precision: Any = None,
-    preferred_element_type: Any = None,
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
+    precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂w; see `rotated.kernel_grad`."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision)
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
     sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    chosen = choice.chosen(Call("kernel_grad", platform, x.dtype, geometry, *sizes))
+    chosen = choice.chosen(
+        Call("kernel_grad", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
+    )
     if chosen.any_layout:
         return chosen.compute(x, g, geometry, maps)
     x_last, g_last = _data(x, layout.x), _data(g, layout.y)

@@ -4,8 +4,6 @@
 // formats in which it wants the operands, and what it needs beside them. Plans are kept by description, for all call
 // sites and programs, so a second call of the same shape prepares nothing.
 
-#include <omp.h>
-
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +13,7 @@
 
 #include "handlers.h"
 #include "oneapi/dnnl/dnnl.hpp"
+#include "turn.h"
 
 namespace jaxconv {
 namespace {
@@ -26,8 +25,9 @@ enum Map : int64_t { kConv = 0, kInputGrad = 1, kKernelGrad = 2 };
 
 constexpr int64_t kHead = 8, kPerAxis = 7, kMostAxes = 3;
 
-// What Python writes: [map, bits of dtype, channels first, groups, batch, inputs, outputs, threads] and, per spatial
-// axis, [n, out, taps, stride, dilation, lo, hi].
+// What Python writes: [map, dtype, dtype of the result, groups, batch, inputs, outputs, threads], then the layout of x,
+// of w and of y, each [axis of the first index, axis of the second, axes of the spatial ones] with (batch, channel) for
+// x and y and (out, in) for w, then for each spatial axis [n, out, taps, stride, dilation, lo, hi].
 using Description = std::vector<int64_t>;
 
 struct Axis {
@@ -36,9 +36,9 @@ struct Axis {
 
 struct Convolution {
   Map map;
-  memory::data_type dtype;
-  bool channels_first;
+  memory::data_type dtype, result;
   int64_t groups, batch, inputs, outputs, threads;
+  Dims x, w, y;  // layouts
   std::vector<Axis> axes;
 
   Dims spatial(int64_t Axis::* of) const {
@@ -58,13 +58,27 @@ memory::data_type dtype_of(int64_t code) {
   }
 }
 
-// Whether a product of sizes is one that 64 bits can count, in bytes.
-bool countable(const Dims& dims) {
-  int64_t count = 8;
-  for (int64_t n : dims) {
-    if (n < 0 || __builtin_mul_overflow(count, n, &count)) return false;
+// Whether an array of these sizes is one whose bytes 63 bits can count.
+bool countable(const Dims& sizes) {
+  int64_t bytes = 8;
+  for (int64_t n : sizes) {
+    if (__builtin_mul_overflow(bytes, n, &bytes)) return false;
   }
   return true;
+}
+
+bool is_permutation(Dims order) {
+  std::sort(order.begin(), order.end());
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (order[i] != static_cast<int64_t>(i)) return false;
+  }
+  return true;
+}
+
+Dims joined(int64_t first, int64_t second, const Dims& rest) {
+  Dims sizes = {first, second};
+  sizes.insert(sizes.end(), rest.begin(), rest.end());
+  return sizes;
 }
 
 // Throws std::invalid_argument: nothing that is inconsistent goes on to oneDNN.
@@ -72,96 +86,69 @@ Convolution parsed(const Description& d) {
   auto require = [](bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
   };
-  require(d.size() >= kHead && (d.size() - kHead) % kPerAxis == 0, "a description of another length");
-  const int64_t rank = (static_cast<int64_t>(d.size()) - kHead) / kPerAxis;
-  require(rank >= 1 && rank <= kMostAxes, "1 to 3 spatial axes");
-  Convolution c{static_cast<Map>(d[0]), dtype_of(d[1]), d[2] != 0, d[3], d[4], d[5], d[6], d[7], {}};
-  require(d[0] >= kConv && d[0] <= kKernelGrad, "an unknown map");
-  require(c.dtype != memory::data_type::undef, "an unknown dtype");
+  const int64_t numbers = static_cast<int64_t>(d.size());
+  const int64_t rank = (numbers - kHead - 6) / (kPerAxis + 3);
+  require(rank >= 1 && rank <= kMostAxes && numbers == kHead + 6 + rank * (kPerAxis + 3),
+          "a convolution must be described by 14 + 10 rank numbers, and have 1 to 3 spatial axes");
+  for (int64_t number : d) require(number >= 0 && number < (int64_t{1} << 31), "sizes must fit 31 bits");
+  Convolution c{static_cast<Map>(d[0]), dtype_of(d[1]), dtype_of(d[2]), d[3], d[4], d[5], d[6], d[7], {}, {}, {}, {}};
+  require(d[0] <= kKernelGrad, "the map must be one of three");
+  require(c.dtype != memory::data_type::undef && c.result != memory::data_type::undef, "an unknown dtype");
   require(c.groups >= 1 && c.batch >= 1 && c.inputs >= 1 && c.outputs >= 1, "sizes must be at least 1");
   require(c.inputs % c.groups == 0 && c.outputs % c.groups == 0, "groups must divide the channels");
   require(c.threads >= 1 && c.threads <= 4096, "threads must be 1 to 4096");
-  for (int64_t i = 0; i < rank; ++i) {
-    const int64_t* a = d.data() + kHead + i * kPerAxis;
-    const Axis axis{a[0], a[1], a[2], a[3], a[4], a[5], a[6]};
-    for (int64_t j = 0; j < kPerAxis; ++j) require(a[j] < (int64_t{1} << 31), "sizes must fit 31 bits");
-    require(axis.n >= 1 && axis.out >= 1 && axis.k >= 1 && axis.stride >= 1 && axis.dilation >= 1, "positive sizes");
-    require(axis.lo >= 0 && axis.hi >= 0, "padding must not crop");
+  const int64_t* next = d.data() + kHead;
+  for (Dims* layout : {&c.x, &c.w, &c.y}) {
+    layout->assign(next, next + rank + 2);
+    next += rank + 2;
+    require(is_permutation(*layout), "a layout must name each axis once");
+  }
+  for (; next != d.data() + numbers; next += kPerAxis) {
+    const Axis axis{next[0], next[1], next[2], next[3], next[4], next[5], next[6]};
+    require(axis.n >= 1 && axis.out >= 1 && axis.k >= 1 && axis.stride >= 1 && axis.dilation >= 1,
+            "sizes along an axis must be at least 1");
     const int64_t slack = axis.n + axis.lo + axis.hi - ((axis.k - 1) * axis.dilation + 1);
     require(slack >= 0 && slack / axis.stride + 1 == axis.out, "out must be slack // stride + 1");
     c.axes.push_back(axis);
   }
-  auto sizes = [](int64_t a, int64_t b, Dims rest) {
-    rest.insert(rest.begin(), {a, b});
-    return rest;
-  };
-  require(countable(sizes(c.batch, c.inputs, c.spatial(&Axis::n))) &&
-              countable(sizes(c.batch, c.outputs, c.spatial(&Axis::out))) &&
-              countable(sizes(c.inputs / c.groups, c.outputs, c.spatial(&Axis::k))),
-          "sizes must fit 63 bits in bytes");
+  require(countable(joined(c.batch, c.inputs, c.spatial(&Axis::n))) &&
+              countable(joined(c.batch, c.outputs, c.spatial(&Axis::out))) &&
+              countable(joined(c.inputs / c.groups, c.outputs, c.spatial(&Axis::k))),
+          "the bytes of an array must fit 63 bits");
   return c;
 }
 
-// Shapes as XLA has them, logical dims and strides as oneDNN wants them: one array of the layer.
+// One array of the layer: its shape as XLA has it, and its sizes and strides as oneDNN wants them.
 struct Array {
   Dims shape, dims, strides;
 
+  Array(const Dims& sizes, const Dims& layout) : shape(sizes.size()), dims(sizes), strides(sizes.size()) {
+    for (size_t i = 0; i < sizes.size(); ++i) shape[layout[i]] = sizes[i];
+    Dims steps(sizes.size());
+    int64_t step = 1;
+    for (size_t i = sizes.size(); i-- > 0;) steps[i] = step, step *= shape[i];
+    for (size_t i = 0; i < sizes.size(); ++i) strides[i] = steps[layout[i]];
+  }
+
+  // oneDNN counts the groups of a kernel by an axis of their own: the first half of that of the outputs.
+  Array& split(int64_t groups) {
+    if (groups == 1) return *this;
+    dims[0] /= groups;
+    dims.insert(dims.begin(), groups);
+    strides.insert(strides.begin(), strides[0] * dims[1]);
+    return *this;
+  }
+
+  // The same sizes, (batch, *spatial, channel) in memory: the one order in which data are computed on.
+  Array channels_last() const {
+    const int64_t last = static_cast<int64_t>(dims.size()) - 1;
+    Dims layout = {0, last};
+    for (int64_t i = 1; i < last; ++i) layout.push_back(i);
+    return Array(dims, layout);
+  }
+
   memory::desc desc(memory::data_type dtype) const { return memory::desc(dims, dtype, strides); }
 };
-
-Array data(const Convolution& c, int64_t channels, const Dims& spatial) {
-  Array a;
-  a.dims = {c.batch, channels};
-  a.dims.insert(a.dims.end(), spatial.begin(), spatial.end());
-  const size_t rank = spatial.size();
-  std::vector<size_t> order(rank + 2);  // of the logical dims in memory, outermost first
-  for (size_t i = 0; i < rank + 2; ++i) order[i] = i;
-  if (!c.channels_first) {
-    order.erase(order.begin() + 1);
-    order.push_back(1);
-  }
-  a.strides.resize(rank + 2);
-  int64_t step = 1;
-  for (size_t i = rank + 2; i-- > 0;) {
-    a.strides[order[i]] = step;
-    step *= a.dims[order[i]];
-  }
-  for (size_t i : order) a.shape.push_back(a.dims[i]);
-  return a;
-}
-
-// (*taps, in, out) or (out, in, *taps), `in` of one group and `out` of all; grouped dims split `out` in front.
-Array kernel(const Convolution& c) {
-  const Dims taps = c.spatial(&Axis::k);
-  const int64_t in = c.inputs / c.groups, out = c.outputs;
-  Array a;
-  Dims steps(taps.size());
-  int64_t out_step, in_step, step;
-  if (c.channels_first) {
-    step = 1;
-    for (size_t i = taps.size(); i-- > 0;) steps[i] = step, step *= taps[i];
-    in_step = step;
-    out_step = step * in;
-    a.shape = {out, in};
-    a.shape.insert(a.shape.end(), taps.begin(), taps.end());
-  } else {
-    out_step = 1;
-    in_step = out;
-    step = out * in;
-    for (size_t i = taps.size(); i-- > 0;) steps[i] = step, step *= taps[i];
-    a.shape = taps;
-    a.shape.insert(a.shape.end(), {in, out});
-  }
-  a.dims = {out / c.groups, in};
-  a.strides = {out_step, in_step};
-  if (c.groups > 1) {
-    a.dims.insert(a.dims.begin(), c.groups);
-    a.strides.insert(a.strides.begin(), out_step * (out / c.groups));
-  }
-  a.dims.insert(a.dims.end(), taps.begin(), taps.end());
-  a.strides.insert(a.strides.end(), steps.begin(), steps.end());
-  return a;
-}
 
 const dnnl::engine& cpu() {
   static const auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);  // outlives every thread
@@ -187,14 +174,8 @@ struct Plan {
   memory::desc scratchpad;
   size_t scratchpad_offset = 0, scratch = 0;
   int threads;
-  ffi::DataType dtype;
   std::string implementation;
 };
-
-template <typename Described>
-std::string name_of(const Described& described) {
-  return described.impl_info_str();
-}
 
 dnnl::primitive_attr with_own_scratchpad() {
   dnnl::primitive_attr attributes;
@@ -204,7 +185,9 @@ dnnl::primitive_attr with_own_scratchpad() {
 
 Plan::Plan(const Convolution& c) : threads(static_cast<int>(c.threads)) {
   omp_set_num_threads(threads);
-  const Array x = data(c, c.inputs, c.spatial(&Axis::n)), y = data(c, c.outputs, c.spatial(&Axis::out)), w = kernel(c);
+  const Array x(joined(c.batch, c.inputs, c.spatial(&Axis::n)), c.x);
+  const Array y(joined(c.batch, c.outputs, c.spatial(&Axis::out)), c.y);
+  const Array w = Array(joined(c.outputs, c.inputs / c.groups, c.spatial(&Axis::k)), c.w).split(c.groups);
   Dims dilation = c.spatial(&Axis::dilation);
   for (auto& d : dilation) d -= 1;  // oneDNN counts the gaps
   const Dims stride = c.spatial(&Axis::stride), lo = c.spatial(&Axis::lo), hi = c.spatial(&Axis::hi);
@@ -213,44 +196,43 @@ Plan::Plan(const Convolution& c) : threads(static_cast<int>(c.threads)) {
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const auto kind = c.map == kConv ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
 
-  auto layer = [&](bool as_given) {
-    auto wish = [&](const Array& a) { return as_given ? a.desc(c.dtype) : memory::desc(a.dims, c.dtype, any); };
-    const memory::desc dx = wish(x), dy = wish(y), dw(w.dims, c.dtype, any);
-    dnnl::convolution_forward::primitive_desc forward(cpu(), kind, algorithm, dx, dw, dy, stride, dilation, lo, hi,
-                                                      attributes);
-    auto take = [&](const auto& described, std::array<std::pair<const Array*, int>, 3> roles,
-                    std::array<memory::desc, 3> wanted) {
-      for (size_t i = 0; i < 3; ++i) {
-        Operand& operand = operands[i];
-        operand.shape = roles[i].first->shape;
-        operand.given = roles[i].first->desc(c.dtype);
-        operand.wanted = wanted[i];
-        operand.argument = roles[i].second;
-        operand.moved = operand.given != operand.wanted;
-      }
-      scratchpad = described.scratchpad_desc();
-      implementation = described.impl_info_str();
-    };
-    if (c.map == kConv) {
-      compute = dnnl::convolution_forward(forward);
-      take(forward, {{{&x, DNNL_ARG_SRC}, {&w, DNNL_ARG_WEIGHTS}, {&y, DNNL_ARG_DST}}},
-           {forward.src_desc(), forward.weights_desc(), forward.dst_desc()});
-    } else if (c.map == kInputGrad) {
-      dnnl::convolution_backward_data::primitive_desc back(cpu(), algorithm, dx, dw, dy, stride, dilation, lo, hi,
-                                                           forward, attributes);
-      compute = dnnl::convolution_backward_data(back);
-      take(back, {{{&y, DNNL_ARG_DIFF_DST}, {&w, DNNL_ARG_WEIGHTS}, {&x, DNNL_ARG_DIFF_SRC}}},
-           {back.diff_dst_desc(), back.weights_desc(), back.diff_src_desc()});
-    } else {
-      dnnl::convolution_backward_weights::primitive_desc back(cpu(), algorithm, dx, dw, dy, stride, dilation, lo, hi,
-                                                              forward, attributes);
-      compute = dnnl::convolution_backward_weights(back);
-      take(back, {{{&x, DNNL_ARG_SRC}, {&y, DNNL_ARG_DIFF_DST}, {&w, DNNL_ARG_DIFF_WEIGHTS}}},
-           {back.src_desc(), back.diff_dst_desc(), back.diff_weights_desc()});
+  auto made = [&](Map map) { return c.map == map ? c.result : c.dtype; };
+  auto last = [](const Array& a, memory::data_type dtype) { return a.channels_last().desc(dtype); };
+  const memory::desc dx = last(x, made(kInputGrad)), dy = last(y, made(kConv)), dw(w.dims, made(kKernelGrad), any);
+  // For a gradient the forward pass is a hint, in one dtype.
+  const dnnl::convolution_forward::primitive_desc forward(
+      cpu(), kind, algorithm, last(x, c.dtype), memory::desc(w.dims, c.dtype, any),
+      last(y, c.map == kConv ? c.result : c.dtype), stride, dilation, lo, hi, attributes);
+  auto take = [&](const auto& described, std::array<std::pair<const Array*, int>, 3> roles,
+                  std::array<memory::desc, 3> wanted) {
+    for (size_t i = 0; i < 3; ++i) {
+      Operand& operand = operands[i];
+      operand.shape = roles[i].first->shape;
+      operand.given = roles[i].first->desc(i == 2 ? c.result : c.dtype);
+      operand.wanted = wanted[i];
+      operand.argument = roles[i].second;
+      operand.moved = operand.given != operand.wanted;
     }
+    scratchpad = described.scratchpad_desc();
+    implementation = described.impl_info_str();
   };
-  const char* force = std::getenv("JC_FORMAT");
-  layer(force ? force[0] == 'g' : !c.channels_first);
+  if (c.map == kConv) {
+    compute = dnnl::convolution_forward(forward);
+    take(forward, {{{&x, DNNL_ARG_SRC}, {&w, DNNL_ARG_WEIGHTS}, {&y, DNNL_ARG_DST}}},
+         {forward.src_desc(), forward.weights_desc(), forward.dst_desc()});
+  } else if (c.map == kInputGrad) {
+    const dnnl::convolution_backward_data::primitive_desc back(cpu(), algorithm, dx, dw, dy, stride, dilation, lo, hi,
+                                                               forward, attributes);
+    compute = dnnl::convolution_backward_data(back);
+    take(back, {{{&y, DNNL_ARG_DIFF_DST}, {&w, DNNL_ARG_WEIGHTS}, {&x, DNNL_ARG_DIFF_SRC}}},
+         {back.diff_dst_desc(), back.weights_desc(), back.diff_src_desc()});
+  } else {
+    const dnnl::convolution_backward_weights::primitive_desc back(cpu(), algorithm, dx, dw, dy, stride, dilation, lo,
+                                                                  hi, forward, attributes);
+    compute = dnnl::convolution_backward_weights(back);
+    take(back, {{{&x, DNNL_ARG_SRC}, {&y, DNNL_ARG_DIFF_DST}, {&w, DNNL_ARG_DIFF_WEIGHTS}}},
+         {back.src_desc(), back.diff_dst_desc(), back.diff_weights_desc()});
+  }
 
   auto room = [this](size_t bytes) {
     const size_t offset = (scratch + 63) / 64 * 64;
@@ -277,7 +259,9 @@ class Plans {
       plans_.splice(plans_.begin(), plans_, found->second);
       return plans_.front().second;
     }
-    plans_.emplace_front(description, std::make_shared<const Plan>(parsed(description)));
+    std::shared_ptr<const Plan> plan;
+    Turn::take([&] { plan = std::make_shared<const Plan>(parsed(description)); });
+    plans_.emplace_front(description, plan);
     places_[description] = plans_.begin();
     if (plans_.size() > kMost) {
       places_.erase(plans_.back().first);
@@ -322,14 +306,17 @@ class Scratch {
   size_t size_ = 0;
 };
 
+// One convolution at a time, on the thread of `Turn`: each has all cores.
 void run(const Plan& plan, const std::array<void*, 3>& buffers) {
-  static auto* turn = new std::mutex;
   static auto* scratch = new Scratch;
-  // One convolution at a time: each has all cores, and a second beside it would only take them from the first.
-  std::lock_guard<std::mutex> lock(*turn);
   omp_set_num_threads(plan.threads);
   std::byte* base = scratch->of(plan.scratch);
   if (plan.scratch > 0 && base == nullptr) throw std::bad_alloc();
+#ifdef JAXCONV_POISON
+  // Every bit set is a NaN of every dtype: what is read before it is written shows in the result.
+  std::memset(base, 0xff, plan.scratch);
+  std::memset(buffers[2], 0xff, plan.operands[2].given.get_size());
+#endif
   dnnl::stream stream(cpu());
   std::array<memory, 3> given, wanted;
   std::unordered_map<int, memory> arguments;
@@ -367,13 +354,13 @@ ffi::Error convolve(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b, ff
                     ffi::Span<const int64_t> convolution) {
   try {
     Description description(convolution.begin(), convolution.end());
-    if (description.size() < kHead) return refused("a description of another length");
-    description[7] = std::max<int64_t>(pool.num_threads(), 1);
+    if (description.size() > 7) description[7] = team(pool);
     const auto plan = plans().of(description);
     if (!fits(a, plan->operands[0].shape, description[1])) return mismatch("first operand", plan->operands[0].shape);
     if (!fits(b, plan->operands[1].shape, description[1])) return mismatch("second operand", plan->operands[1].shape);
-    if (!fits(*result, plan->operands[2].shape, description[1])) return mismatch("result", plan->operands[2].shape);
-    run(*plan, {a.untyped_data(), b.untyped_data(), result->untyped_data()});
+    if (!fits(*result, plan->operands[2].shape, description[2])) return mismatch("result", plan->operands[2].shape);
+    const std::array<void*, 3> buffers = {a.untyped_data(), b.untyped_data(), result->untyped_data()};
+    Turn::take([&] { run(*plan, buffers); });
     return ffi::Error::Success();
   } catch (const dnnl::error& error) {
     return ffi::Error::Internal(said("jaxconv: oneDNN: ", error.what()));
@@ -409,11 +396,4 @@ extern "C" JAXCONV_EXPORT int jaxconv_onednn_probe(const int64_t* numbers, int64
     say(error.what());
     return 1;
   }
-}
-
-// oneDNN's version and the instruction set it may use, as "3.2.0 avx512_core".
-extern "C" JAXCONV_EXPORT void jaxconv_onednn_version(int64_t* numbers) {
-  const auto* version = dnnl::version();
-  numbers[0] = version->major, numbers[1] = version->minor, numbers[2] = version->patch;
-  numbers[3] = static_cast<int64_t>(dnnl::get_effective_cpu_isa());
 }

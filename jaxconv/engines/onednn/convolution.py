@@ -1,0 +1,135 @@
+"""The three maps of a convolution by oneDNN: which calls it takes, and the call.
+
+A call reaches C++ as integers: which map, the dtypes, the sizes, and where each axis of x, w and y lies in memory, so
+no layout needs a transposition. By what implementation oneDNN would compute it says itself, before anything is
+computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxconv.engines.onednn import loading
+from jaxconv.geometry import Axis, Geometry, Layout
+
+# The first operand, the second, the result.
+MAPS = {"conv": ("x", "w", "y"), "input_grad": ("y", "w", "x"), "kernel_grad": ("x", "y", "w")}
+# As XLA numbers them: `PrimitiveType` in its xla_data.proto.
+DTYPES = {jnp.dtype("float16"): 10, jnp.dtype("float32"): 11, jnp.dtype("bfloat16"): 16}
+
+
+class Layer(NamedTuple):
+    """The sizes of a convolution that its arrays bring: examples, channels of x, channels of y."""
+
+    batch: int
+    inputs: int
+    outputs: int
+
+
+def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> str | None:
+    """Why oneDNN does not take a call; None if it does."""
+    if off := loading.why_off():
+        return f"the native engine is off: {off}"
+    if jnp.dtype(dtype) not in DTYPES:
+        return f"oneDNN computes in float32, bfloat16 and float16, not in {jnp.dtype(dtype)}"
+    if result is not None and jnp.dtype(result) not in (jnp.dtype(dtype), jnp.dtype("float32")):
+        return f"oneDNN sums in float32, which is not {jnp.dtype(result)}"
+    if geometry.rank > 3:
+        return "oneDNN has up to 3 spatial axes"
+    if any(e > 1 for e in geometry.input_dilation):
+        return "oneDNN has no input dilation"
+    if any(lo < 0 or hi < 0 for lo, hi in geometry.padding):
+        return "oneDNN has no negative padding"
+    if map == "kernel_grad" and any(_idle(axis, tap) for axis in geometry.axes for tap in range(axis.k)):
+        return "oneDNN leaves unwritten what belongs to a tap that reads nothing but padding"
+    answer = _asked(_described(map, dtype, dtype, *_with_an_axis(geometry, layer)))
+    return None if answer.implementation else f"oneDNN says: {answer.text}"
+
+
+def implementation(map: str, dtype: Any, geometry: Geometry, layer: Layer) -> str:
+    """What oneDNN calls that which computes a call that it takes."""
+    return _asked(_described(map, dtype, dtype, *_with_an_axis(geometry, layer))).text
+
+
+def optimised(implementation: str) -> bool:
+    """Whether it is a kernel for convolutions, not loops or one product after another."""
+    return not any(word in implementation for word in ("ref", "gemm"))
+
+
+def compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: Any = None) -> jax.Array:
+    """A map of its operands, in their layout; `dtype` is that of the result, theirs or float32."""
+    result = jnp.dtype(dtype or a.dtype)
+    of, layout = MAPS[map], geometry.layout
+    shapes = dict(zip(of, (a.shape, b.shape), strict=False))
+    shapes[of[2]] = {
+        "conv": geometry.conv_shape, "input_grad": geometry.input_grad_shape, "kernel_grad": geometry.kernel_grad_shape
+    }[map](a.shape, b.shape)  # fmt: skip
+    layer = Layer(shapes["x"][layout.x[0]], shapes["x"][layout.x[1]], shapes["w"][layout.w[0]])
+    turned = layout.w[2:] if geometry.flip_kernel else ()
+    if of[1] == "w":
+        b = lax.rev(b, turned)
+    one = (1,) if geometry.rank == 0 else ()
+    description = _described(map, a.dtype, result, *_with_an_axis(geometry, layer))
+    call = jax.ffi.ffi_call(loading.CONVOLUTION, jax.ShapeDtypeStruct((*one, *shapes[of[2]]), result))
+    out = call(
+        a.reshape(*one, *a.shape), b.reshape(*one, *b.shape), convolution=np.array(description, np.int64)
+    ).reshape(shapes[of[2]])  # fmt: skip
+    return lax.rev(out, turned) if of[2] == "w" else out
+
+
+def _idle(axis: Axis, tap: int) -> bool:
+    """Whether a tap reads nothing but padding: where it first could read an input there is no window, or no input."""
+    offset = tap * axis.dilation - axis.lo
+    first = max(0, -(offset // axis.stride))
+    return first >= axis.out or first * axis.stride + offset >= axis.n
+
+
+def _with_an_axis(geometry: Geometry, layer: Layer) -> tuple[Geometry, Layer]:
+    """A layer without spatial axes as one with a kernel of one tap, the examples side by side along its axis."""
+    if geometry.rank:
+        return geometry, layer
+    (n, c), (o, i), (m, d) = geometry.layout
+    layout = Layout((0, c + 1, n + 1), (o + 1, i + 1, 0), (0, d + 1, m + 1))
+    one = replace(
+        geometry, spatial=(layer.batch,), taps=(1,), stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,),
+        layout=layout,
+    )  # fmt: skip
+    return one, layer._replace(batch=1)
+
+
+def _described(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> tuple[int, ...]:
+    """What `Description` in csrc/convolution.cc says of these numbers."""
+    codes = list(MAPS).index(map), DTYPES[jnp.dtype(dtype)], DTYPES[jnp.dtype(result)]
+    layouts = [axis for array in geometry.layout for axis in array]
+    axes = [n for a in geometry.axes for n in (a.n, a.out, a.k, a.stride, a.dilation, a.lo, a.hi)]
+    return (*codes, geometry.groups, *layer, _threads(), *layouts, *axes)
+
+
+def _threads() -> int:
+    """How many threads XLA computes with; a handler asks XLA itself."""
+    return len(os.sched_getaffinity(0))
+
+
+class Answer(NamedTuple):
+    """Whether oneDNN has an implementation, and its name or why not."""
+
+    implementation: bool
+    text: str
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _asked(description: tuple[int, ...]) -> Answer:
+    numbers = (ctypes.c_int64 * len(description))(*description)
+    text = ctypes.create_string_buffer(1024)
+    probe = loading.library().jaxconv_onednn_probe
+    failed = probe(numbers, ctypes.c_int64(len(description)), text, ctypes.c_int64(len(text)))
+    return Answer(not failed, text.value.decode(errors="replace"))

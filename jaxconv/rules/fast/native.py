@@ -1,0 +1,62 @@
+"""By an engine: code that was written for this platform, where there is some that takes the call.
+
+Measured: how many times longer the best formulation inside XLA takes than oneDNN 3.2, on 2 cores of an AMD EPYC with
+AVX-512, jax 0.10.2, float32, 2026-11-25. Dense layers 1.1 to 5 (forward), 1.2 to 3 (input gradient), 1.2 to 5 (kernel
+gradient), in three dimensions 3 to 28; with groups 2 to 4; depthwise kernel gradients of 3×3 taps 2.2 to 4.3. oneDNN
+comes second, and first among what is not a formulation of its own below, in four places, all named in `beaten`.
+
+Arrays are in any layout, kernels flipped or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+
+from jaxconv.engines.onednn import convolution
+from jaxconv.engines.onednn.convolution import Layer
+from jaxconv.geometry import Geometry
+from jaxconv.rules.fast.formulation import Call, Formulation, Maps
+
+PLATFORM = "cpu"
+# The channels that oneDNN computes at once: those that are missing to so many are computed for nothing.
+LANES = 16
+
+
+def beaten(call: Call, implementation: str) -> str | None:
+    """Why a formulation inside XLA is faster than this implementation of oneDNN's, where one is."""
+    geometry, taps = call.geometry, math.prod(call.geometry.taps)
+    per_group = call.inputs // geometry.groups
+    if geometry.groups > 1 and per_group == 1 and call.inputs == call.outputs:
+        if "dw" not in implementation:  # 96 of 7×7 0.46, 240 of 5×5 0.68, 3-D 0.16 to 1.1, 1-D 0.08 to 0.48
+            return f"oneDNN has no depthwise kernel for this, but {implementation}"
+        if call.map == "input_grad" and max(geometry.stride) > 1 and taps <= 9:  # 96 of 3×3 0.61, 144 of 3×3 0.61
+            return "depthwise and strided, with few taps"
+    elif call.map == "input_grad" and per_group <= LANES:  # 3→64 of 3×3 0.39, of 7×7 0.46, 3→96 of 4×4 0.31
+        return f"{per_group} input channels, of which oneDNN computes {LANES} at once"
+    elif call.map == "kernel_grad" and taps == 1 and call.outputs % LANES:  # 96→24 0.45, where 96→384 has 1.1
+        return f"{call.outputs} output channels, which {LANES} does not divide"
+    return None
+
+
+def offer(call: Call) -> Formulation | str:
+    """What the engine of a call's platform makes of it, or why it does not take it."""
+    if call.engine == "xla":
+        return "XLA was asked for"
+    if call.platform != PLATFORM:
+        return "oneDNN computes on CPUs, in programs that XLA does not split over devices"
+    layer = Layer(call.batch, call.inputs, call.outputs)
+    if why_not := convolution.refusal(call.map, call.dtype, call.result, call.geometry, layer):
+        return why_not
+    name = convolution.implementation(call.map, call.dtype, call.geometry, layer)
+    if call.engine == "auto" and not convolution.optimised(name):
+        return f"oneDNN has nothing better than {name}"
+    faster = beaten(call, name)
+    compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
+    return Formulation("onednn", compute, f"oneDNN's {name}", holds, pays=faster is None, any_layout=True)
+
+
+def _compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, maps: Maps) -> jax.Array:
+    return convolution.compute(map, a, b, geometry, maps.dtype)
