@@ -161,7 +161,8 @@ def avg_pool(
     y[n, p, c] = (1 / m_p) Σ_k x[n, s·p + d·k − lo, c]
 
     m_p counts the real elements of window p; with `count_padding`, those of the padding too. The gradient spreads
-    each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0.
+    each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0. On a CPU the native engine
+    computes both, where it is and eight channels or more come last.
 
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.

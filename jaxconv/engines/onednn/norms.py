@@ -1,4 +1,19 @@
-"""Normalisations backwards: which calls the kernel of `csrc/norms.cc` takes, and what it is told."""
+"""Normalisations backwards: which calls the kernel of `csrc/norms.cc` takes, and what it is told.
+
+Forwards XLA is as fast as anybody. Backwards it has to add up along two different sets of axes at once, and reads its
+arrays once more for each. Processor time of forward and backward pass, ours and in plain JAX, and PyTorch's on one
+thread (2 cores of an AMD EPYC 9004, other work beside, jax and jaxlib 0.10.2, PyTorch 2.13.0, float32, 2026-11-26):
+
+    batch norm, 32×32²×64          3.6 ms     9.5 ms    3.2 ms
+    batch norm, 128×28²×32         5.2       25.4
+    batch norm, 32×8²×256          0.7        1.3       0.7
+    layer norm, 8×56²×96           3.1       19.5       3.5
+    group norm (8), 8×56²×96       5.3       10.2
+    instance norm, 8×56²×96        4.2        7.1
+    RMS norm, 8×56²×96             2.0        7.8
+
+Channels first is left to XLA, and so are float64 and fewer than 16 channels.
+"""
 
 from __future__ import annotations
 

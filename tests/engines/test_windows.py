@@ -197,3 +197,54 @@ def test_what_is_left_to_xla() -> None:
     assert "side by side" in refusal("put", "NCHW", 8) and "8 channels" in refusal("put", "NHWC", 7)
     assert "reshape" in refusal("put", "NHWC", 8, stride=3)
     assert "float8_e4m3fn" in refusal("remember", "NHWC", 8, dtype=jnp.float8_e4m3fn)
+
+
+# The handler
+
+
+RIGHT = [0, 0, 2, 8, *(5, 2, 3, 2, 1, 0, 0, 0)]  # x (2, 5, 8) to windows of 3, 2 apart
+
+
+def called(description: Any, x: Any, *results: Any) -> Any:
+    shapes = [jax.ShapeDtypeStruct(*result) for result in results]
+    call = jax.ffi.ffi_call("jaxconv_windows", shapes)
+    return jax.block_until_ready(call(x, window=np.asarray(description, np.int64)))
+
+
+def test_the_handler_computes_what_it_is_told() -> None:
+    x = jnp.arange(80, dtype=jnp.float32).reshape(2, 5, 8)
+    y, winner = called(RIGHT, x, ((2, 2, 8), "float32"), ((2, 2, 8), "uint8"))
+    np.testing.assert_array_equal(y, np.asarray(x)[:, 2::2])
+    assert (winner == 2).all()
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 3, 9, 2**31, 2**62, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("entry", range(len(RIGHT)))
+def test_the_handler_reads_and_writes_only_what_it_was_given(entry: int, value: int) -> None:
+    """Each number changed: either the arrays still have the sizes that it speaks of, or it is refused."""
+    description = [*RIGHT]
+    description[entry] = value
+    x, y = jnp.ones((2, 5, 8), jnp.float32), ((2, 2, 8), "float32")
+    sizes = description[2:6]
+    outcome = ""
+    try:
+        called(description, x, y, ((2, 2, 8), "uint8"))
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        outcome = str(error)
+    assert outcome == "" if description == RIGHT else sizes == RIGHT[2:6] or "jaxconv: a window" in outcome
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [((2, 2, 8), "float32")],
+        [((2, 2, 8), "float32"), ((2, 2, 8), "int8")],
+        [((2, 2, 8), "float32"), ((2, 2, 7), "uint8")],
+        [((2, 3, 8), "float32"), ((2, 2, 8), "uint8")],
+        [((2, 2, 8), "bfloat16"), ((2, 2, 8), "uint8")],
+        [((2, 2, 8), "float32"), ((2, 2, 8), "uint8"), ((1,), "uint8")],
+    ],
+)
+def test_the_handler_refuses_other_arrays(results: Any) -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxconv: a window"):
+        called(RIGHT, jnp.ones((2, 5, 8), jnp.float32), *results)
