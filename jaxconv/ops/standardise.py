@@ -9,9 +9,9 @@ tangent map and the backward pass are the same line of code. Batch, layer, group
 which axes they standardise over, and batch normalisation in what it remembers. Where σ = 0, which only ε = 0 allows (in
 the dtype of the statistics), nothing varies: x̂ is 0 there, not 0/0, and passes no gradient.
 
-With a scale and a shift the three gradients are one map and its transpose, y = x̂ · scale + shift: what it remembers is x,
-μ and σ, no second array of x's size. On a CPU, where the native engine is and the channels come last, the transpose is a
-kernel of our own; forwards XLA is as fast.
+With a scale and a shift, y = x̂ · scale + shift, the derivative is one map of three tangents, its transpose three
+gradients at once. Remembered are x, μ and σ, and no second array of x's size. On a CPU, where the native engine is and
+the channels come last, the transpose is a kernel of our own; forwards XLA is as fast.
 
 Source: the batch-normalisation gradient of Ioffe and Szegedy (2015), collected into one projection.
 """

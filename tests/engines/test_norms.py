@@ -45,7 +45,7 @@ def test_the_handler_refuses_other_arrays(which: int) -> None:
     shapes[which], dtypes[which] = (3,), "float64"
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxconv: a normalisation"):
         called(RIGHT, shapes)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxconv: a normalisation|Wrong buffer dtype"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"jaxconv: a normalisation|Wrong buffer dtype"):
         called(RIGHT, SHAPES, dtypes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxconv: a normalisation"):
         called([*RIGHT[:5], 1, 1])
