@@ -5,3 +5,14 @@ whether the engine takes it, and if not, why not. Nothing here is needed: withou
 
     onednn    on CPUs: convolutions by oneDNN, windows and standardisations by kernels of its own
 """
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Native(NamedTuple):
+    """A call of an engine's: the function that XLA calls by its name, and what it is told beside the arrays."""
+
+    target: str
+    attributes: dict[str, Any]

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxconv.forward import inverse_root, mean
 from jaxconv.geometry import Layout, check_layout, spatial_rank
 from jaxconv.ops.arguments import boolean, check_rules, floating, number
-from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, scale_and_bias, standardise
+from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, normalise, scale_and_bias
 from jaxconv.windows import accumulator, widened
 
 
@@ -88,7 +88,7 @@ def batch_norm(
     if not train:
         y = affine(affine(widened(x), _at_rest(running, eps, channel, x), rules), parameters, rules)
         return y.astype(x.dtype), {name: lax.stop_gradient(value) for name, value in running.items()}
-    y = affine(standardise(x, Over(axes, eps, True, axis_name), rules), parameters, rules)
+    y = normalise(x, Over(axes, eps, True, axis_name), parameters, rules)
     return y, _moved(running, lax.stop_gradient(widened(x)), axes, axis_name, momentum)
 
 

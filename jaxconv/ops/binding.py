@@ -51,12 +51,15 @@ class Derivative(NamedTuple):
         can transpose (a `linear_pair` in it brings its own transpose). None stands for a tangent that is zero.
       cotangent: (static, residuals, g) -> a tuple, the transpose applied to g, one entry per operand; None for
         an operand that has no derivative, such as a mask.
+      value: (static, *operands) -> y, for who does not differentiate: `primal` by way of a kernel, if there is one that
+        computes it faster. None is `primal` itself.
     """
 
     primal: Callable[..., jax.Array]
     forward: Callable[..., tuple[jax.Array, Any]]
     tangent: Callable[..., jax.Array]
     cotangent: Callable[..., tuple[Any, ...]]
+    value: Callable[..., jax.Array] | None = None
 
 
 def apply(rules: Any, derivative: Derivative, static: Hashable, *operands: jax.Array) -> jax.Array:
@@ -284,7 +287,7 @@ def _reversed(derivative: Derivative, static: Hashable) -> Callable[..., jax.Arr
 
     @jax.custom_vjp
     def f(*operands: jax.Array) -> jax.Array:
-        return derivative.primal(static, *operands)
+        return (derivative.value or derivative.primal)(static, *operands)
 
     def forward(*operands: jax.Array) -> tuple[jax.Array, Any]:
         y, residuals = derivative.forward(static, *operands)
@@ -311,7 +314,7 @@ def _linearised(derivative: Derivative, static: Hashable) -> Callable[..., jax.A
 
     @jax.custom_jvp
     def f(*operands: jax.Array) -> jax.Array:
-        return derivative.primal(static, *operands)
+        return (derivative.value or derivative.primal)(static, *operands)
 
     def jvp(operands: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         y, residuals = derivative.forward(static, *operands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,27 +13,28 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward
+from jaxconv import forward, primitives
+from jaxconv.engines.onednn.windows import window as native
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
 from jaxconv.ops.arguments import boolean, check_rules, floating, integer_array, known
-from jaxconv.ops.binding import Derivative, apply, linear, linear_pair
+from jaxconv.ops.binding import Derivative, apply, linear
 from jaxconv.ops.pool import pool_geometry
 from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
 
-def _remember(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
+def _remember(x: jax.Array, static: Geometry) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window and the row-major number of the first tap that holds it; NaN beats all."""
-    read = padded(x, geometry, -np.inf)
-    every = taps(geometry)
+    read = padded(x, static, -np.inf)
+    every = taps(static)
     # The first tap on a real element holds the place, so that δ of a window of −∞ does not go to padding.
     first = np.zeros((1,) * x.ndim, int)
     for number, tap in reversed(list(enumerate(every))):
-        first = np.where(_tap_positions(geometry, tap)[1], number, first)
-    best = jnp.full_like(tap_slice(read, every[0], geometry), -jnp.inf)
+        first = np.where(_tap_positions(static, tap)[1], number, first)
+    best = jnp.full_like(tap_slice(read, every[0], static), -jnp.inf)
     counter = np.min_scalar_type(len(every) - 1)
     winner = jnp.zeros_like(best, counter) + jnp.asarray(first, counter)
     for number, tap in enumerate(every):
-        value = tap_slice(read, tap, geometry)
+        value = tap_slice(read, tap, static)
         wins = (value > best) | (jnp.isnan(value) & ~jnp.isnan(best))
         best = jnp.where(wins, value, best)
         winner = jnp.where(wins, jnp.asarray(number, winner.dtype), winner)
@@ -65,7 +67,20 @@ def _put(g: jax.Array, winner: jax.Array, static: Geometry) -> jax.Array:
     return dx.astype(g.dtype)
 
 
-_at_winner = linear_pair("take_winner", _take, _put)
+def _maximum(x: jax.Array, static: Geometry) -> tuple[jax.Array]:
+    return (forward.max_pool(x, static),)
+
+
+_at_winner = primitives.linear_pair(
+    "take_winner", _take, _put, native=(functools.partial(native, "take"), functools.partial(native, "put"))
+)
+_remembered = primitives.kernel("remember_winner", _remember, functools.partial(native, "remember"))
+_largest = primitives.kernel("max_pool", _maximum, functools.partial(native, "maximum"))
+
+
+def _max_pool_forward(static: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y, winner = _remembered(x, static=static)
+    return y, winner
 
 
 def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.Array:
@@ -74,9 +89,10 @@ def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.
 
 _MAX_POOL = Derivative(
     primal=lambda static, x: forward.max_pool(x, static),
-    forward=lambda static, x: _remember(x, static),
+    forward=_max_pool_forward,
     tangent=_max_pool_tangent,
-    cotangent=lambda static, winner, g: (_put(g, winner, static),),
+    cotangent=lambda static, winner, g: (_at_winner.transpose(g, winner, static=static),),
+    value=lambda static, x: _largest(x, static=static)[0],
 )
 
 
@@ -101,7 +117,8 @@ def max_pool(
 
     A differentiated call remembers which tap won, in the smallest unsigned integer that can count the taps;
     the gradient puts each δ back on that tap by masks and interior padding, without a scatter, so it is
-    deterministic. An undifferentiated call is a plain `reduce_window`.
+    deterministic. An undifferentiated call is a plain `reduce_window`. On a CPU, where the native engine is and eight
+    channels or more come last, all of it is one pass over memory by kernels of our own.
 
     At a tie the first tap in row-major order gets all of δ. A NaN in the window is the result, and the first
     NaN gets δ. Padding counts as −∞; a window of nothing but padding gives −∞ and passes no gradient.
@@ -142,7 +159,7 @@ def max_pool(
     y = apply(rules, _MAX_POOL, geometry, z)
     if not return_indices:
         return y
-    _, winner = _remember(lax.stop_gradient(z), geometry)
+    _, winner = _remembered(lax.stop_gradient(z), static=geometry)
     return y, _positions(winner, geometry)
 
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
 from jaxconv.ops.arguments import check_rules, floating
-from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, scale_and_bias, standardise
+from jaxconv.ops.standardise import Over, check_eps, check_nonempty, normalise, scale_and_bias
 
 
 def _channel_axis(function: str, x: jax.Array, axis: Any) -> int:
@@ -85,7 +85,7 @@ def _channel_norm(
     channel = _channel_axis(function, x, axis)
     check_nonempty(function, x.shape, (channel,))
     parameters = scale_and_bias(function, x, channel, scale, bias)
-    return affine(standardise(x, Over((channel,), eps, centred), rules), parameters, rules)
+    return normalise(x, Over((channel,), eps, centred), parameters, rules)
 
 
 def group_norm(
@@ -138,8 +138,11 @@ def group_norm(
     axes = tuple(axis for axis in range(1, x.ndim + 1) if axis != channel)
     check_nonempty(function, split, axes)
     parameters = scale_and_bias(function, x, channel, scale, bias)
-    y = standardise(x.reshape(split), Over(axes, eps), rules).reshape(x.shape)
-    return affine(y, parameters, rules)
+    if parameters is not None:
+        each = [1] * len(split)
+        each[channel : channel + 2] = split[channel : channel + 2]
+        parameters = parameters[0].reshape(each), parameters[1].reshape(each)
+    return normalise(x.reshape(split), Over(axes, eps), parameters, rules).reshape(x.shape)
 
 
 def instance_norm(
@@ -170,4 +173,4 @@ def instance_norm(
     place = Layout.of(layout, spatial_rank(function, "x", x.shape, layout))
     check_nonempty(function, x.shape, place.x[2:])
     parameters = scale_and_bias(function, x, place.x[1], scale, bias)
-    return affine(standardise(x, Over(place.x[2:], eps), rules), parameters, rules)
+    return normalise(x, Over(place.x[2:], eps), parameters, rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxconv import forward
+from jaxconv import forward, primitives
+from jaxconv.engines.onednn.windows import average, window
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
 from jaxconv.ops.arguments import boolean, check_rules, floating, number
-from jaxconv.ops.binding import Derivative, apply, linear_pair
+from jaxconv.ops.binding import Derivative, apply, linear
 from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
 # Sums over windows
@@ -44,31 +46,26 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
     return spread.astype(g.dtype)
 
 
-_windows = linear_pair("window_sum", _window_sum, _spread)
+_windows = primitives.linear_pair(
+    "window_sum", _window_sum, _spread, native=(functools.partial(window, "sum"), functools.partial(window, "spread"))
+)
 
 
 _Average = tuple[Geometry, tuple[tuple[int, int], ...]]  # and the padding that counts
 
 
-def _weight(static: _Average, dtype: Any) -> np.ndarray:
-    return (1 / np.maximum(window_counts(*static), 1)).astype(dtype)
+def _average(x: jax.Array, static: _Average) -> jax.Array:
+    return forward.avg_pool(x, *static)
 
 
-def _average(static: _Average, _: None, t: jax.Array) -> jax.Array:
-    t = widened(t)
-    return _windows.apply(t, static=static[0]) * _weight(static, t.dtype)
+def _share(g: jax.Array, static: _Average) -> jax.Array:
+    """The transpose of an average: each δ, divided by the elements that count, all over its window."""
+    weight = 1 / np.maximum(window_counts(*static), 1)
+    return _spread(widened(g) * weight.astype(accumulator(g.dtype)), static[0]).astype(g.dtype)
 
 
-def _average_transpose(static: _Average, _: None, g: jax.Array) -> tuple[jax.Array]:
-    g = widened(g)
-    return (_spread(g * _weight(static, g.dtype), static[0]),)
-
-
-_AVG_POOL = Derivative(
-    primal=lambda static, x: forward.avg_pool(x, *static),
-    forward=lambda static, x: (forward.avg_pool(x, *static), None),
-    tangent=_average,
-    cotangent=_average_transpose,
+_averages = primitives.linear_pair(
+    "average", _average, _share, native=(functools.partial(average, "average"), functools.partial(average, "share"))
 )
 
 
@@ -93,7 +90,7 @@ def _lp_tangent(static: tuple[Geometry, float], saved: Any, t: jax.Array) -> jax
 
 def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> tuple[jax.Array]:
     outer, inner = _lp_slopes(static[1], *saved)
-    return (inner * _spread(outer * widened(g), static[0]),)
+    return (inner * _windows.transpose(outer * widened(g), static=static[0]),)
 
 
 _LP_POOL = Derivative(
@@ -164,7 +161,8 @@ def avg_pool(
     y[n, p, c] = (1 / m_p) Σ_k x[n, s·p + d·k − lo, c]
 
     m_p counts the real elements of window p; with `count_padding`, those of the padding too. The gradient spreads
-    each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0.
+    each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0. On a CPU the native engine
+    computes both, where it is and eight channels or more come last.
 
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.
@@ -190,7 +188,7 @@ def avg_pool(
     z, geometry, padded = pool_geometry("avg_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("avg_pool", rules)
     counted = padded if boolean("avg_pool", "count_padding", count_padding) else ((0, 0),) * geometry.rank
-    return apply(rules, _AVG_POOL, (geometry, counted), z)
+    return linear(rules, _averages, (geometry, counted), z)
 
 
 def lp_pool(

@@ -7,6 +7,9 @@ This package alone speaks to `jax.interpreters`.
     trio        the three maps of a convolution: what they compute, and their derivatives
     batching    `vmap` of the three
     linear      a linear map and its transpose
+    several     the same for a map of several arrays
+    native      lowering to an engine on a CPU
+    kernel      what an engine computes where XLA is slow, without a derivative of its own
     reverse     the mark of what has reverse mode only
 
 **The trio.** `conv(x, w)`, `input_grad(g, w)` and `kernel_grad(x, g)` are the three partial gradients of one
@@ -23,14 +26,32 @@ would become, and since a rule may know of none, it is mapped over by `vmap` as 
 holds the map and its hand-written transpose, each the other's gradient. Integer residuals (the taps that a
 max pool remembers) ride along undifferentiated.
 
+**Kernels.** What an engine computes of a pool or of a norm: several results; plain JAX on other platforms, and when it
+is differentiated.
+
 A primitive is called through a cached `jit` when it is called eagerly, so dispatch costs what `lax` costs.
 """
 
 from jaxconv.primitives import batching  # noqa: F401  registers what it defines
-from jaxconv.primitives.define import PLAIN
+from jaxconv.primitives.define import PLAIN, plainly
+from jaxconv.primitives.kernel import kernel
 from jaxconv.primitives.linear import LinearPair, linear_pair
 from jaxconv.primitives.mesh import alike
 from jaxconv.primitives.reverse import reverse_only
+from jaxconv.primitives.several import SeveralPair, several_pair
 from jaxconv.primitives.trio import FAST, PRIMITIVES, bilinear
 
-__all__ = ["FAST", "PLAIN", "PRIMITIVES", "LinearPair", "alike", "bilinear", "linear_pair", "reverse_only"]
+__all__ = [
+    "FAST",
+    "PLAIN",
+    "PRIMITIVES",
+    "LinearPair",
+    "SeveralPair",
+    "alike",
+    "bilinear",
+    "kernel",
+    "linear_pair",
+    "plainly",
+    "reverse_only",
+    "several_pair",
+]

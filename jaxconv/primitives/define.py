@@ -16,21 +16,29 @@ from jaxconv.primitives.mesh import exported, local, split
 Static = tuple[tuple[str, Any], ...]
 
 # What each primitive computes, as plain JAX: how automatic differentiation would see it.
-PLAIN: dict[Primitive, Callable[..., jax.Array]] = {}
+PLAIN: dict[Primitive, Callable[..., Any]] = {}
+
+
+def plainly(primitive: Primitive, *operands: Any, **static: Any) -> list[jax.Array]:
+    """The results of a primitive's plain form."""
+    results = PLAIN[primitive](*operands, **static)
+    return list(results) if primitive.multiple_results else [results]
 
 
 def define(
     name: str,
-    compute: Callable[..., jax.Array],
-    plain: Callable[..., jax.Array],
-    result: Callable[..., jax.ShapeDtypeStruct],
+    compute: Callable[..., Any],
+    plain: Callable[..., Any],
+    result: Callable[..., Any],
+    multiple_results: bool = False,
 ) -> Primitive:
     """A primitive that runs and lowers to `compute`, with the shape and dtype that `result` says."""
     primitive = Primitive(f"jaxconv_{name}")
+    primitive.multiple_results = multiple_results
     PLAIN[primitive] = plain
     primitive.def_impl(functools.partial(call, primitive))
     primitive.def_abstract_eval(functools.partial(_abstract, result))
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=multiple_results))
     return primitive
 
 
@@ -62,14 +70,28 @@ def _program(primitive: Primitive, static: Static) -> Callable[..., jax.Array]:
     return jax.jit(bind)
 
 
-def _abstract(result: Callable[..., jax.ShapeDtypeStruct], *operands: Any, **static: Any) -> Any:
-    out = result(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands), **static)
+def _abstract(result: Callable[..., Any], *operands: Any, **static: Any) -> Any:
     first = operands[0]
-    sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
-    return first.update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
+
+    def typed(out: jax.ShapeDtypeStruct) -> Any:
+        sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(out.shape)))
+        return first.update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
+
+    out = result(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands), **static)
+    return typed(out) if isinstance(out, jax.ShapeDtypeStruct) else list(map(typed, out))
 
 
-def mapped(function: Callable[..., jax.Array], depth: int) -> Callable[..., jax.Array]:
+def traced(compute: Callable[..., Any], *operands: jax.ShapeDtypeStruct, **static: Any) -> Any:
+    """The shapes and dtypes of what a function in plain JAX returns."""
+    return _trace(compute, operands, tuple(static.items()))
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _trace(compute: Callable[..., Any], operands: tuple[jax.ShapeDtypeStruct, ...], static: Static) -> Any:
+    return jax.eval_shape(functools.partial(compute, **dict(static)), *operands)
+
+
+def mapped(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
     """A function mapped over the `depth` leading axes of all its operands."""
     for _ in range(depth):
         function = jax.vmap(function)

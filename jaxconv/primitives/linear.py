@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from jaxconv.primitives import mesh
-from jaxconv.primitives.define import Static, define, mapped
+from jaxconv.primitives.define import PLAIN, define, mapped, traced
+from jaxconv.primitives.native import Takes, lower_natively
 
 
 class LinearPair(NamedTuple):
@@ -41,35 +43,30 @@ class LinearPair(NamedTuple):
         return LinearPair(self.plain_transpose, self.plain, self.back, self.there)
 
 
-def linear_pair(name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array]) -> LinearPair:
+def linear_pair(
+    name: str, apply: Callable[..., jax.Array], transpose: Callable[..., jax.Array],
+    native: tuple[Takes, Takes] | None = None,
+) -> LinearPair:  # fmt: skip
     """Two primitives from two functions (x, *residuals, static) -> y, each the transpose of the other.
 
-    Residuals are integers. Under `vmap` the pair keeps its rule: `depth` leading axes are mapped over.
+    Residuals that are floats have derivatives: those of the functions as plain JAX. Under `vmap` the pair keeps its
+    rule: `depth` leading axes are mapped over. `native` are the calls of an engine that compute the two on a CPU.
     """
     there, back = _primitive(name, apply), _primitive(f"{name}_transpose", transpose)
     _derive(there, back)
     _derive(back, there)
+    for primitive, takes in zip((there, back), native or (), strict=False):
+        lower_natively(primitive, takes)
     return LinearPair(apply, transpose, there, back)
 
 
 def _primitive(name: str, function: Callable[..., jax.Array]) -> Primitive:
     compute = functools.partial(_computed, function)
-    return define(name, compute, compute, functools.partial(_traced, compute))
+    return define(name, compute, compute, functools.partial(traced, compute))
 
 
 def _computed(function: Callable[..., jax.Array], *operands: jax.Array, static: Any, depth: int) -> jax.Array:
     return mapped(functools.partial(function, static=static), depth)(*operands)
-
-
-def _traced(compute: Callable[..., jax.Array], *operands: jax.ShapeDtypeStruct, **static: Any) -> jax.ShapeDtypeStruct:
-    return _trace(compute, operands, tuple(static.items()))
-
-
-@functools.lru_cache(maxsize=1 << 15)
-def _trace(
-    compute: Callable[..., jax.Array], operands: tuple[jax.ShapeDtypeStruct, ...], static: Static
-) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(functools.partial(compute, **dict(static)), *operands)
 
 
 def _bind(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:
@@ -93,9 +90,13 @@ def _derive(primitive: Primitive, back: Primitive) -> None:
 def _jvp(
     primitive: Primitive, primals: Sequence[Any], tangents: Sequence[Any], **static: Any
 ) -> tuple[jax.Array, jax.Array]:
-    (_, *residuals), (t, *_) = primals, tangents
-    # Integers have no tangents, so that of x is the one that brought us here.
-    return _bind(primitive, *primals, **static), _bind(primitive, t, *residuals, **static)
+    (x, *residuals), (t, *moves) = primals, tangents
+    y = _bind(primitive, *primals, **static)
+    parts = [] if type(t) is ad.Zero else [_bind(primitive, t, *residuals, **static)]
+    if any(type(move) is not ad.Zero for move in moves):
+        at_x = functools.partial(PLAIN[primitive], x, **static)
+        parts.append(jax.jvp(at_x, tuple(residuals), tuple(map(ad.instantiate_zeros, moves)))[1])
+    return y, functools.reduce(jnp.add, parts)
 
 
 def _transpose(back: Primitive, ct: Any, x: Any, *residuals: Any, **static: Any) -> list[Any]:

@@ -28,7 +28,7 @@ def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: 
     `spec` is called as the primitive is, with the operands' own specs in their place, one entry per axis.
     """
     operands = tuple(alike(*operands))
-    mesh = _explicit_mesh(operands)
+    mesh = explicit(operands)
     if mesh is None:
         return primitive.bind(*operands, **static)
     out = NamedSharding(mesh, PartitionSpec(*spec(*(_spec(a) for a in operands), **static)))
@@ -65,7 +65,7 @@ def _varying(aval: Any) -> frozenset[Any]:
     return known if known is not None else aval.manual_axis_type.varying
 
 
-def _explicit_mesh(operands: Sequence[Any]) -> Any:
+def explicit(operands: Sequence[Any]) -> Any:
     """The mesh whose axes are part of the operands' types ("explicit sharding"), if there is one."""
     for a in operands:
         mesh = jax.typeof(a).sharding.mesh

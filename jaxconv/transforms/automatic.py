@@ -88,7 +88,7 @@ def unruled(read: Read) -> dict[Any, Step]:
 
 def _other(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
     if eqn.primitive in primitives.PLAIN:
-        return [primitives.PLAIN[eqn.primitive](*operands, **eqn.params)]
+        return primitives.plainly(eqn.primitive, *operands, **eqn.params)
     if not any(map(has_rules, programs(eqn))):
         return bind(eqn, operands, eqn.params)
     return within(eqn, operands, eqn.params, plainly, lambda aval: aval)

@@ -76,7 +76,7 @@ def _carrying(eqn: JaxprEqn, operands: list[Any], floats: Any) -> list[Any]:
     if "precision" in params:
         params["precision"] = None  # a recipe for narrower floats
     if eqn.primitive in primitives.PLAIN:
-        return [primitives.PLAIN[eqn.primitive](*operands, **params)]
+        return primitives.plainly(eqn.primitive, *operands, **params)
 
     def like(aval: Any) -> Any:
         return aval.update(dtype=_carried_dtype(aval.dtype, floats))

@@ -62,7 +62,7 @@ void parallel(const ffi::ThreadPool& pool, int64_t count, int64_t grain, const B
     }
   };
   auto& workers = const_cast<ffi::ThreadPool&>(pool);
-  for (int64_t i = 1; i < std::min(threads, pieces); ++i) workers.Schedule(work);
+  for (int64_t i = 1; i < std::min(threads, pieces); ++i) workers.Schedule(decltype(work)(work));
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all.wait(lock, [&] { return shared->done.load() == pieces; });

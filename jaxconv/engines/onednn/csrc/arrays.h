@@ -1,0 +1,25 @@
+// Dtypes and addresses of XLA's arrays, as the loops want them.
+#pragma once
+
+#include "handlers.h"
+#include "loops.h"
+
+namespace jaxconv {
+
+inline bool float_of(ffi::DataType dtype, Float& to) {
+  switch (dtype) {
+    case ffi::DataType::F32: return to = Float::kF32, true;
+    case ffi::DataType::BF16: return to = Float::kBF16, true;
+    case ffi::DataType::F16: return to = Float::kF16, true;
+    case ffi::DataType::F64: return to = Float::kF64, true;
+    default: return false;
+  }
+}
+
+// Whether an array lies where its elements may lie; the loops ask for no more.
+template <typename Buffer>
+bool aligned(const Buffer& a) {
+  return reinterpret_cast<uintptr_t>(a.untyped_data()) % ffi::ByteWidth(a.element_type()) == 0;
+}
+
+}  // namespace jaxconv
