@@ -6,6 +6,7 @@ What stands where:
     building       from csrc to `_native.so`, with whatever C++ compiler there is
     loading        from `_native.so` to handlers that XLA knows, or the reason why there are none
     convolution    the three maps: which calls oneDNN takes, and the call
+    depthwise      kernel gradients of depthwise layers by our own
     windows        pools: which calls our own kernels take, and what they are told
     norms          the same for the gradients of norms
 """

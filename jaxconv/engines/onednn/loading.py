@@ -18,7 +18,7 @@ import jax
 LIBRARY = Path(__file__).parent / "_native.so"
 # Functions of `csrc`, each a handler that XLA calls by its name.
 CONVOLUTION = "jaxconv_onednn_convolution"
-HANDLERS = (CONVOLUTION, "jaxconv_threads", "jaxconv_windows", "jaxconv_norm_gradient")
+HANDLERS = (CONVOLUTION, "jaxconv_threads", "jaxconv_windows", "jaxconv_norm_gradient", "jaxconv_depthwise_kernel_grad")
 BUILD = "python -m jaxconv.engines.onednn.building"
 # What csrc/about.cc calls by numbers, in the words of oneDNN's own messages.
 INSTRUCTION_SETS = {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "depthwise_loops.h"
 #include "norm_loops.h"
 #include "window_loops.h"
 
@@ -13,6 +14,8 @@ struct Loops {
   WindowLoop (*window)(Window what, bool transposed, Float dtype, bool wide_taps);
   // The passes of a normalisation for arrays of this dtype; null for float64.
   const NormLoops* (*norm)(Float dtype);
+  // A row of a depthwise kernel gradient for arrays of this dtype; null for float64.
+  DepthwiseRow (*depthwise)(Float dtype);
 };
 
 const Loops& loops();
