@@ -35,6 +35,7 @@ from experiments import data, plots
 from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
 from experiments.machine import version
+from experiments.memory import in_large_pages
 from experiments.progress import Tick, progress
 from experiments.stopping import between_steps, raise_on_signals, received
 from jaxconv import softmax_cross_entropy
@@ -381,4 +382,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    in_large_pages()
     sys.exit(main())

@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime
 import gc
 import json
+import os
 import re
 import shlex
 import sys
@@ -36,6 +37,7 @@ from experiments.benchmark.report import header, line, picture, summary, summary
 from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure, table
 from experiments.files import as_json, write_atomically
 from experiments.machine import machine
+from experiments.memory import VARIABLE, in_large_pages
 from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
 
@@ -48,12 +50,12 @@ class Options:
 
     filter: str = ""
     """Only rows whose name matches this regular expression; × may be written x, ² ^2 and → ->."""
-    engine: Literal["auto", "xla"] = "auto"
+    engine: Literal["auto", "xla", "onednn"] = "auto"
     """Who computes jaxconv's convolutions; pools, dense layers and whole networks choose for themselves."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of all arrays; in training steps the weights stay float32."""
-    columns: tuple[Literal["flax", "torch"], ...] | None = None
-    """Beside jaxconv and jax.grad; by default what is installed."""
+    columns: tuple[Literal["xla", "flax", "torch"], ...] | None = None
+    """Beside jaxconv and jax.grad; by default what is installed. "xla" is jaxconv without its native engine."""
     seconds: float = 3.0
     """How long the columns of a row take turns, within 7 and 100 rounds."""
     batch: int = 1
@@ -90,7 +92,7 @@ def opened(options: Options) -> dict[str, Any]:
     """The report so far: that of an earlier run in the same setting, or a new one."""
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
-        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "torch"),
+        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "torch") | {VARIABLE: os.environ.get(VARIABLE)},
         "dtype": options.dtype,
         "engine": options.engine,
         "batch": options.batch,
@@ -181,4 +183,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    in_large_pages()
     sys.exit(main())

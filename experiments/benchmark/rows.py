@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,13 @@ from experiments.benchmark import maps
 from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
 from experiments.benchmark.race import Budget, Contestant, agree, contestant, race, ratios, spread
 from experiments.benchmark.steps import PER_EXAMPLE, RATES, STEPS, Network, objective, per_example, training
+from jaxconv.engines.onednn import loading
 
 OURS, REFERENCE = "jaxconv", "jax.grad"
-PEERS = ("flax", "torch")
-RULES = {OURS: "fast", REFERENCE: "autodiff"}
+# Ours without an engine, so that XLA alone computes.
+WITHOUT = "xla"
+PEERS = (WITHOUT, "flax", "torch")
+RULES = {OURS: "fast", REFERENCE: "autodiff", WITHOUT: "fast"}
 # How far two columns may be apart: a few roundings. In the whole gradient of a deep network there are many, and they
 # put one ReLU in a million on the other side of its kink, which alone moves a gradient by a thousandth.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
@@ -55,13 +60,22 @@ class Row:
 
 def installed() -> tuple[str, ...]:
     """The peers that can be measured here: PyTorch only on the kind of device that JAX uses."""
-    found = [peer for peer in PEERS if importlib.util.find_spec(peer)]
+    found = [peer for peer in PEERS if peer != WITHOUT and importlib.util.find_spec(peer)]
+    if jax.default_backend() == "cpu" and loading.why_off() is None:
+        found.insert(0, WITHOUT)
     if "torch" in found and jax.default_backend() != "cpu":
         import torch
 
         if not torch.cuda.is_available():
             found.remove("torch")
     return tuple(found)
+
+
+@contextlib.contextmanager
+def native(on: bool) -> Iterator[None]:
+    """Programs are compiled in here with the native engine, or as if there were none."""
+    with contextlib.nullcontext() if on else mock.patch.object(loading, "why_off", lambda: "it is left out here"):
+        yield
 
 
 def conv_row(layer: Conv, program: str) -> Row:
@@ -75,7 +89,7 @@ def conv_row(layer: Conv, program: str) -> Row:
 
             f = peers_flax.conv(layer)
         else:
-            f = maps.jaxconv_conv(layer, setting.engine) if column == OURS else maps.lax_conv(layer)
+            f = maps.lax_conv(layer) if column == REFERENCE else maps.jaxconv_conv(layer, setting.engine)
         arrays = (jnp.asarray(a, setting.dtype) for a in layer.arrays())
         return {"": contestant(maps.CONV_PROGRAMS[program](f), *arrays)}
 
@@ -93,7 +107,7 @@ def pool_row(layer: Pool, program: str) -> Row:
 
             f = peers_flax.pool(layer)
         else:
-            f = maps.jaxconv_pool(layer) if column == OURS else maps.lax_pool(layer)
+            f = maps.lax_pool(layer) if column == REFERENCE else maps.jaxconv_pool(layer)
         x, g = (jnp.asarray(a, setting.dtype) for a in layer.arrays())
         first = maps.pullback(f, x) if program == "backward" else x
         return {"": contestant(maps.POOL_PROGRAMS[program](f), first, g)}
@@ -125,7 +139,7 @@ def step_row(network: Network) -> Row:
 
 def per_example_row(network: Network) -> Row:
     def build(column: str, setting: Setting) -> dict[str, Contestant]:
-        if column in PEERS:
+        if column not in RULES:
             return {}
         params, state, x, labels = network.arrays()
         loss = objective(network.layer(), RULES[column], train=False)
@@ -157,7 +171,8 @@ def line_up(row: Row, setting: Setting, peers: tuple[str, ...]) -> tuple[dict[st
     reference: dict[str, Any] | None = None
     for column in (REFERENCE, OURS, *peers):
         try:
-            built = row.build(column, setting)
+            with native(column != WITHOUT):
+                built = row.build(column, setting)
             for own in built.values():
                 agree(column, own.result, reference, tolerance)
         except Exception as error:  # one column that fails, whatever the reason, must not cost the others their numbers
@@ -174,7 +189,7 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
     """One row of the report: times in ms, ratios to our time, bytes and compile seconds by column."""
     contestants, failed = line_up(row, setting, peers)
     outcome: dict[str, Any] = {"row": row.name, "kind": row.kind, "failed": failed}
-    if failed.keys() & RULES:
+    if failed.keys() & {OURS, REFERENCE}:
         return outcome
     times = race(contestants, budget, pipelined=jax.default_backend() != "cpu")
     best: dict[str, str] = {}  # of each column the variant with the lowest median
@@ -182,13 +197,14 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
         best.setdefault(name.partition("/")[0], name)
     columns = [column for column in (OURS, REFERENCE, *peers) if column in best]
     ours = times[best[OURS]]
-    memory = {column: contestants[best[column]].temporary_bytes for column in RULES}
+    compiled = [column for column in RULES if column in best]
+    memory = {column: contestants[best[column]].temporary_bytes for column in compiled}
     return outcome | {
         "rounds": len(ours),
         "ms": {c: spread([1e3 * t for t in times[best[c]]]) for c in columns},
         "ratio": {c: ratios(times[best[c]], ours) for c in columns if c != OURS},
         "variant": {c: best[c].partition("/")[2] for c in columns if not best[c].endswith("/")},
-        "compile_seconds": {c: contestants[best[c]].compile_seconds for c in RULES},
+        "compile_seconds": {c: contestants[best[c]].compile_seconds for c in compiled},
         "temporary_bytes": memory,
         "temporary_ratio": _quotient(memory[OURS], memory[REFERENCE]),
     }

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.geometry import Geometry, channels_last_order, inverse
-from jaxconv.windows import accumulator, padded, tap_slice, taps
+from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
-    """(batch, *spatial, channel) from any layout; for kernels (out, *taps, in)."""
-    return a.transpose(channels_last_order(spec))
+    """(batch, *spatial, channel) from any layout; for kernels (out, *taps, in). In the dtype of their sums."""
+    # A GPU may round a product of two floats of 16 bits to 16 bits, whatever the dtype in which their sum is asked for.
+    return widened(a.transpose(channels_last_order(spec)))
 
 
 def _restored(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from jaxconv.engines.onednn import convolution, loading
 from jaxconv.engines.onednn.convolution import Layer
-from jaxconv.geometry import Geometry, Layout, conv_geometry
+from jaxconv.geometry import Geometry, conv_geometry
 from tests.support import oracle
 from tests.support.devices import cpu_mesh
 from tests.support.tolerance import assert_within_bound
@@ -100,17 +100,6 @@ def test_many_geometries_are_the_loops(seed: int) -> None:
         assert_the_loops(Drawn(one), "bfloat16" if one % 5 == 4 else "float32")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_layer_without_axes_is_a_product(dtype: str) -> None:
-    x, w, g = (jnp.asarray(np.random.default_rng(0).standard_normal(s), dtype) for s in ((5, 7), (7, 3), (5, 3)))
-    geometry = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
-    factors = {"conv": (x, w), "input_grad": (g, w.T), "kernel_grad": (x.T, g)}
-    for (name, (left, right)), (a, b) in zip(factors.items(), ((x, w), (g, w), (x, g)), strict=True):
-        result = convolution.compute(name, a, b, geometry)
-        left, right = (np.asarray(m, np.float64) for m in (left, right))
-        assert_within_bound(result, left @ right, left.shape[1], abs(left) @ abs(right), what=name)
-
-
 def test_sums_of_16_bits_can_be_had_in_32() -> None:
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(jnp.bfloat16) for shape in ((2, 8, 16), (3, 16, 4)))
@@ -127,6 +116,8 @@ LAYERS = {  # what takes the three maps, on a machine with AVX-512, where it was
     "large": (((8, 28, 28, 32), (7, 7, 1, 32)), {"groups": 32}, ("onednn", "onednn", "shifts")),
     "1-D depthwise": (((8, 64, 32), (3, 1, 32)), {"groups": 32}, ("shifts", "full", "shifts")),
     "1×1 to 24": (((8, 28, 28, 96), (1, 1, 96, 24)), {}, ("onednn", "onednn", "product")),
+    "patchify": (((8, 28, 28, 96), (2, 2, 96, 192)), {"stride": 2, "padding": 0}, ("onednn", "product", "onednn")),
+    "groups": (((8, 28, 28, 256), (3, 3, 8, 256)), {"groups": 32}, ("onednn", "onednn", "onednn")),
     "3-D": (((2, 8, 8, 8, 32), (3, 3, 3, 32, 32)), {}, ("onednn", "onednn", "onednn")),
 }
 
@@ -146,7 +137,7 @@ def test_what_was_measured_to_be_faster_comes_first(layer: str) -> None:
         (((1, 6, 2), (3, 2, 2)), {"dtype": "float64"}, "computes in float32, bfloat16 and float16, not in float64"),
         (((1, 6, 2), (3, 2, 2)), {"input_dilation": 2}, "has no input dilation"),
         (((1, 6, 2), (3, 2, 2)), {"padding": ((-1, 2),)}, "has no negative padding"),
-        (((1, 3, 3, 3, 3, 2), (2, 2, 2, 2, 2, 2)), {}, "has up to 3 spatial axes"),
+        (((1, 3, 3, 3, 3, 2), (2, 2, 2, 2, 2, 2)), {}, "has 1 to 3 spatial axes, not 4"),
         (((1, 6, 2), (3, 2, 2)), {"platform": "cuda"}, "computes on CPUs"),
         (((0, 6, 2), (3, 2, 2)), {}, "there is nothing to compute"),
     ],

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import jaxconv
 from experiments import machine
 from experiments.benchmark import __main__ as command
 from experiments.benchmark import maps, report, rows
@@ -104,7 +105,7 @@ def test_the_columns_of_a_training_step(network: Network) -> None:
 
 
 def test_per_example_gradients() -> None:
-    assert columns_of(rows.per_example_row(PER_EXAMPLE.shrunk())) == {"jaxconv", "jax.grad"}
+    assert columns_of(rows.per_example_row(PER_EXAMPLE.shrunk())) == {"jaxconv", "jax.grad"} | ({"xla"} & set(PEERS))
 
 
 @pytest.mark.parametrize("network", STEPS, ids=lambda network: network.title)
@@ -211,6 +212,16 @@ def test_a_peer_that_fails_costs_only_its_own_column() -> None:
     assert outcome["ms"].keys() == {"jaxconv", "jax.grad"}
 
 
+def test_the_column_xla_is_compiled_without_the_engine() -> None:
+    def formulations() -> set[str]:
+        return {c.formulation for c in jaxconv.plan((2, 6, 6, 8), (3, 3, 8, 8), platform="cpu")}
+
+    with rows.native(False):
+        without = formulations()
+    assert without == {"lax", "patches"}
+    assert (formulations() != without) == ("xla" in rows.installed())
+
+
 # The clock
 
 
@@ -311,7 +322,8 @@ def test_a_run_writes_its_report_and_its_picture(tmp_path: Path) -> None:
     assert row["ratio"].keys() == {"jax.grad", *PEERS}
     for spread in (*row["ms"].values(), *row["ratio"].values()):
         assert 0 < spread["p10"] <= spread["median"] <= spread["p90"]
-    assert row["temporary_bytes"].keys() == row["compile_seconds"].keys() == {"jaxconv", "jax.grad"}
+    compiled = {"jaxconv", "jax.grad"} | ({"xla"} & set(PEERS))
+    assert row["temporary_bytes"].keys() == row["compile_seconds"].keys() == compiled
     assert row["variant"].keys() == {"torch"} & set(PEERS)
     assert content["summary"]["geometric_mean"].keys() == {"jax.grad", *PEERS}
     assert (tmp_path / "deep" / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -115,7 +115,10 @@ def test_the_readme_has_one_command_to_train_and_one_to_test() -> None:
     assert all("-m venv" in c and "pip install" in c for c in commands)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+BESIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "jaxconv" / "engines" / "onednn" / "README.md"]
+
+
+@pytest.mark.parametrize("page", [*BESIDE, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_that_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert links and all((page.parent / link).exists() for link in links)

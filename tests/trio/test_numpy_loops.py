@@ -4,6 +4,8 @@ All geometries in both layouts and both precisions: NHWC in float64 and NCHW in 
 the time and no rule reads the one to decide on the other.
 """
 
+import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import pytest
 
 import jaxconv
 from jaxconv.geometry import conv_geometry
-from jaxconv.rules import RULE_SETS
+from jaxconv.rules import RULE_SETS, textbook
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, TRANSPOSED, layout_of, spatial_and_taps
@@ -63,6 +65,19 @@ def test_half_precision_is_summed_in_float32_and_rounded_once(case: Case, dtype:
         for name, result in maps.items():
             assert result.dtype == dtype
             assert_within_bound(result, *expected[name], what=f"{rules}.{name}")
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_textbook_multiplies_floats_of_16_bits_as_floats_of_32(name: str) -> None:
+    """Their products are exact there. A GPU rounds some to 16 bits, whatever dtype their sum is asked for in."""
+    case = FEW[0]
+    geometry = conv_geometry("conv", case.x, case.w, **case.options)
+    x, w = arrays(case, jnp.bfloat16)
+    g = cotangent(geometry.y_shape(x.shape[0], w.shape[-1]), jnp.bfloat16)
+    operands = {"conv": (x, w), "input_grad": (g, w), "kernel_grad": (x, g)}[name]
+    text = jax.jit(partial(getattr(textbook, name), geometry=geometry)).lower(*operands).as_text()
+    products = re.findall(r"stablehlo\.dot_general.* : \((.*), (.*)\) -> (.*)", text)
+    assert products and all(kind.endswith("xf32>") for kinds in products for kind in kinds)
 
 
 @pytest.mark.parametrize("case", [*TRANSPOSED, *(in_layout(case, "NCHW") for case in FEW_TRANSPOSED)], ids=str)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.engines.onednn import loading
-from jaxconv.geometry import Axis, Geometry, Layout
+from jaxconv.geometry import Axis, Geometry
 
 # The first operand, the second, the result.
 MAPS = {"conv": ("x", "w", "y"), "input_grad": ("y", "w", "x"), "kernel_grad": ("x", "y", "w")}
@@ -43,21 +42,21 @@ def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer)
         return f"oneDNN computes in float32, bfloat16 and float16, not in {jnp.dtype(dtype)}"
     if result is not None and jnp.dtype(result) not in (jnp.dtype(dtype), jnp.dtype("float32")):
         return f"oneDNN sums in float32, which is not {jnp.dtype(result)}"
-    if geometry.rank > 3:
-        return "oneDNN has up to 3 spatial axes"
+    if not 1 <= geometry.rank <= 3:
+        return f"oneDNN has 1 to 3 spatial axes, not {geometry.rank}"
     if any(e > 1 for e in geometry.input_dilation):
         return "oneDNN has no input dilation"
     if any(lo < 0 or hi < 0 for lo, hi in geometry.padding):
         return "oneDNN has no negative padding"
     if map == "kernel_grad" and any(_idle(axis, tap) for axis in geometry.axes for tap in range(axis.k)):
         return "oneDNN leaves unwritten what belongs to a tap that reads nothing but padding"
-    answer = _asked(_described(map, dtype, dtype, *_with_an_axis(geometry, layer)))
+    answer = _asked(_described(map, dtype, dtype, geometry, layer))
     return None if answer.implementation else f"oneDNN says: {answer.text}"
 
 
 def implementation(map: str, dtype: Any, geometry: Geometry, layer: Layer) -> str:
     """What oneDNN calls that which computes a call that it takes."""
-    return _asked(_described(map, dtype, dtype, *_with_an_axis(geometry, layer))).text
+    return _asked(_described(map, dtype, dtype, geometry, layer)).text
 
 
 def optimised(implementation: str) -> bool:
@@ -77,12 +76,10 @@ def compute(map: str, a: jax.Array, b: jax.Array, geometry: Geometry, dtype: Any
     turned = layout.w[2:] if geometry.flip_kernel else ()
     if of[1] == "w":
         b = lax.rev(b, turned)
-    one = (1,) if geometry.rank == 0 else ()
-    description = _described(map, a.dtype, result, *_with_an_axis(geometry, layer))
-    call = jax.ffi.ffi_call(loading.CONVOLUTION, jax.ShapeDtypeStruct((*one, *shapes[of[2]]), result))
-    out = call(
-        a.reshape(*one, *a.shape), b.reshape(*one, *b.shape), convolution=np.array(description, np.int64)
-    ).reshape(shapes[of[2]])  # fmt: skip
+    description = np.array(_described(map, a.dtype, result, geometry, layer), np.int64)
+    out = jax.ffi.ffi_call(loading.CONVOLUTION, jax.ShapeDtypeStruct(shapes[of[2]], result))(
+        a, b, convolution=description
+    )
     return lax.rev(out, turned) if of[2] == "w" else out
 
 
@@ -91,19 +88,6 @@ def _idle(axis: Axis, tap: int) -> bool:
     offset = tap * axis.dilation - axis.lo
     first = max(0, -(offset // axis.stride))
     return first >= axis.out or first * axis.stride + offset >= axis.n
-
-
-def _with_an_axis(geometry: Geometry, layer: Layer) -> tuple[Geometry, Layer]:
-    """A layer without spatial axes as one with a kernel of one tap, the examples side by side along its axis."""
-    if geometry.rank:
-        return geometry, layer
-    (n, c), (o, i), (m, d) = geometry.layout
-    layout = Layout((0, c + 1, n + 1), (o + 1, i + 1, 0), (0, d + 1, m + 1))
-    one = replace(
-        geometry, spatial=(layer.batch,), taps=(1,), stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,),
-        layout=layout,
-    )  # fmt: skip
-    return one, layer._replace(batch=1)
 
 
 def _described(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Measured: how many times longer the best formulation inside XLA takes than oneDNN 3.2, on 2 cores of an AMD EPYC with
 AVX-512, jax 0.10.2, float32, 2026-11-25. Dense layers 1.1 to 5 (forward), 1.2 to 3 (input gradient), 1.2 to 5 (kernel
 gradient), in three dimensions 3 to 28; with groups 2 to 4; depthwise kernel gradients of 3×3 taps 2.2 to 4.3. oneDNN
-comes second, and first among what is not a formulation of its own below, in four places, all named in `beaten`.
+comes second, behind a formulation and before `lax`, where `beaten` says so.
 
 Arrays are in any layout, kernels flipped or not.
 """
@@ -18,6 +18,7 @@ import jax
 from jaxconv.engines.onednn import convolution
 from jaxconv.engines.onednn.convolution import Layer
 from jaxconv.geometry import Geometry
+from jaxconv.rules.fast import products
 from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 
 PLATFORM = "cpu"
@@ -28,14 +29,16 @@ LANES = 16
 def beaten(call: Call, implementation: str) -> str | None:
     """Why a formulation inside XLA is faster than this implementation of oneDNN's, where one is."""
     geometry, taps = call.geometry, math.prod(call.geometry.taps)
-    per_group = call.inputs // geometry.groups
-    if geometry.groups > 1 and per_group == 1 and call.inputs == call.outputs:
+    if geometry.groups > 1 and geometry.groups == call.inputs == call.outputs:
         if "dw" not in implementation:  # 96 of 7×7 0.46, 240 of 5×5 0.68, 3-D 0.16 to 1.1, 1-D 0.08 to 0.48
             return f"oneDNN has no depthwise kernel for this, but {implementation}"
         if call.map == "input_grad" and max(geometry.stride) > 1 and taps <= 9:  # 96 of 3×3 0.61, 144 of 3×3 0.61
             return "depthwise and strided, with few taps"
-    elif call.map == "input_grad" and per_group <= LANES:  # 3→64 of 3×3 0.39, of 7×7 0.46, 3→96 of 4×4 0.31
-        return f"{per_group} input channels, of which oneDNN computes {LANES} at once"
+    elif call.map == "input_grad" and geometry.groups == 1:
+        if call.inputs <= LANES:  # 3→64 of 3×3 0.39, of 7×7 0.46, 3→96 of 4×4 0.31; 16→96 of 1×1 0.8
+            return f"{call.inputs} input channels, of which oneDNN computes {LANES} at once"
+        if taps > 1 and products.disjoint(geometry) and products.gapless(geometry):  # 96→192 of 2×2 0.8
+            return "windows tile x: δ · Wᵀ is a reshaped dx"
     elif call.map == "kernel_grad" and taps == 1 and call.outputs % LANES:  # 96→24 0.45, where 96→384 has 1.1
         return f"{call.outputs} output channels, which {LANES} does not divide"
     return None
