@@ -1,6 +1,11 @@
 // The loops for every CPU of the architecture, and the choice of those for the one at hand.
 #include "loops.h"
 
+// 512, 2 for AVX2 or 0 for none: for tests of the loops that this machine would not take.
+#ifndef JAXCONV_AT_MOST
+#define JAXCONV_AT_MOST 512
+#endif
+
 #define JAXCONV_ISA baseline
 #include "loops.inc"
 
@@ -20,8 +25,8 @@ const Loops& loops() {
   static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool has_avx2 = __builtin_cpu_supports("avx2");
-  if (has_avx512) return avx512::loops;
-  if (has_avx2) return avx2::loops;
+  if (JAXCONV_AT_MOST >= 512 && has_avx512) return avx512::loops;
+  if (JAXCONV_AT_MOST >= 2 && has_avx2) return avx2::loops;
 #endif
   return baseline::loops;
 }
