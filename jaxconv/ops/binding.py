@@ -189,7 +189,7 @@ def bilinear(
       of: which map: `CONV`, `INPUT_GRAD` or `KERNEL_GRAD` of `jaxconv.rules`. `of.transposes` are the other two.
       geometry: that of the convolution, as `jaxconv.geometry.conv_geometry` resolves it.
       a, b: the map's operands, (x, w), (g, w) or (x, g), of one dtype and of the shapes that the geometry has.
-      engine: who computes the fast maps: "auto" or "xla".
+      engine: who computes the fast maps: "auto", "xla" or "onednn", as in `jaxconv.conv`.
       precision: as in `jax.lax.conv_general_dilated`.
       dtype: of the result; by default that of a.
 

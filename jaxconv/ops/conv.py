@@ -99,7 +99,8 @@ def conv(
         forward pass is `lax`'s under all but "fast", which takes the formulation that `plan` names: `textbook.conv` is
         there to be read, and runs where a convolution is a gradient, that of `conv_transpose`. The transformations are
         the same: all of JAX's.
-      engine: who computes the fast maps: "auto" or "xla".
+      engine: who computes the fast maps: "xla"; "onednn", the native engine for CPUs, or a ValueError that says what
+        it does not take; "auto", the engine where there is one and nothing inside XLA was measured to be faster.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default that of x. Sums are carried in float32 or wider
         either way: XLA accumulates 16-bit products in float32.
