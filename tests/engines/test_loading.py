@@ -89,6 +89,13 @@ def test_it_was_built_for_another_jaxlib(copy: Path, monkeypatch: pytest.MonkeyP
 
 
 @built
+def test_a_jaxlib_without_headers(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(building, "jaxlib_headers", lambda: tmp_path)
+    missing = f"[Errno 2] No such file or directory: '{tmp_path}/xla/ffi/api/c_api.h'"
+    off(f"whether it fits its sources and jaxlib cannot be read: {missing}", None)
+
+
+@built
 def test_another_onednn_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = loading._numbers
     monkeypatch.setattr(loading, "_numbers", lambda of: numbers(of) if "built" in of.__name__ else [3, 1, 4, 0])
