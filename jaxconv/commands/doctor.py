@@ -65,7 +65,10 @@ def _engine() -> str:
     """What the native engine computes with, or why it is off and what turns it on."""
     if (off := loading.off()) is not None:
         return f"off: {off.text}" + (f"; to turn it on: {off.remedy}" if off.remedy else "")
-    about = loading.about()
+    try:
+        about = loading.about()
+    except RuntimeError as error:  # JAX_PLATFORMS names others only
+        return f"idle: JAX does not compute on the CPU here: {error}"
     return f"oneDNN {about.onednn} with {about.instruction_set} on {about.threads} thread{'s' * (about.threads > 1)}"
 
 

@@ -117,8 +117,9 @@ def max_pool(
 
     A differentiated call remembers which tap won, in the smallest unsigned integer that can count the taps;
     the gradient puts each δ back on that tap by masks and interior padding, without a scatter, so it is
-    deterministic. An undifferentiated call is a plain `reduce_window`. On a CPU, where the native engine is and eight
-    channels or more come last, all of it is one pass over memory by kernels of our own.
+    deterministic. An undifferentiated call is a plain `reduce_window`. On a CPU, where the native engine is, in two or
+    three dimensions with eight channels or more that come last, all of it is one pass over memory by kernels of our
+    own.
 
     At a tie the first tap in row-major order gets all of δ. A NaN in the window is the result, and the first
     NaN gets δ. Padding counts as −∞; a window of nothing but padding gives −∞ and passes no gradient.

@@ -59,11 +59,12 @@ def plan(
 ) -> Plan:
     """The formulations that `rules="fast"` takes for a convolution, and why.
 
-    "onednn" is the native engine, which is asked first, and "lax" XLA's own convolution. The others compute the same
-    sums in another order: "product" as one matrix product, "shifts" as shifted multiply-adds, "blocks" as dense
-    convolutions of merged groups, "phases" as one convolution per residue class of an input dilation ("merged phases":
-    all of them at once), "fold" as a product followed by overlapping additions, "patches" as products over the patches
-    of a few rows; "full" is the full convolution of δ with the rotated kernel, by one of these.
+    "onednn" is the native engine's convolution, "depthwise" its own kernel gradient of one channel per group, and "lax"
+    XLA's own convolution. The others compute the same sums in another order: "product" as one matrix product, "shifts"
+    as shifted multiply-adds, "blocks" as dense convolutions of merged groups, "phases" as one convolution per residue
+    class of an input dilation ("merged phases": all of them at once), "fold" as a product followed by overlapping
+    additions, "patches" as products over the patches of a few rows; "full" is the full convolution of δ with the
+    rotated kernel, by one of these.
 
     A program that XLA itself splits over several devices keeps to "lax", whatever the plan for one device.
 

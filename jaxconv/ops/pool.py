@@ -162,7 +162,7 @@ def avg_pool(
 
     m_p counts the real elements of window p; with `count_padding`, those of the padding too. The gradient spreads
     each δ, divided by m_p, evenly over its window. A window of nothing but padding gives 0. On a CPU the native engine
-    computes both, where it is and eight channels or more come last.
+    computes both, where it is, in two or three dimensions with eight channels or more that come last.
 
     Args:
       x: (n, *spatial, c) or (n, c, *spatial) after `layout`; floating. Sums are carried in float32 or wider.

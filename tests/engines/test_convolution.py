@@ -152,6 +152,12 @@ def test_what_onednn_does_not_take_goes_to_xla_or_is_an_error(shapes: Any, optio
 X, W = np.ones((4, 6, 6, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
 
 
+def test_other_layouts_are_copied_and_plan_says_so() -> None:
+    of = partial(jaxconv.plan, engine="onednn", platform="cpu")
+    assert {c.holds for c in of((1, 9, 16), (3, 16, 16))} == {"reordered kernels, and oneDNN's own scratch"}
+    assert all("x and y channels-last" in c.holds for c in of((1, 16, 9), (16, 16, 3), layout="NCHW"))
+
+
 def test_an_engine_that_cannot_is_an_error_of_the_call_too() -> None:
     with pytest.raises(ValueError, match=r'^engine="onednn" cannot compute this conv: oneDNN has no input dilation'):
         jaxconv.conv(X, W, input_dilation=2, engine="onednn")

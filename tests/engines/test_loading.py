@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxconv.commands import doctor
@@ -89,6 +90,13 @@ def test_it_was_built_for_another_jaxlib(copy: Path, monkeypatch: pytest.MonkeyP
 
 
 @built
+def test_a_jaxlib_without_headers(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(building, "jaxlib_headers", lambda: tmp_path)
+    missing = f"[Errno 2] No such file or directory: '{tmp_path}/xla/ffi/api/c_api.h'"
+    off(f"whether it fits its sources and jaxlib cannot be read: {missing}", None)
+
+
+@built
 def test_another_onednn_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = loading._numbers
     monkeypatch.setattr(loading, "_numbers", lambda of: numbers(of) if "built" in of.__name__ else [3, 1, 4, 0])
@@ -101,6 +109,17 @@ def test_doctor_says_what_computes() -> None:
     words = doctor._engine().split()
     assert words[:1] + words[2:3] + words[4:5] == ["oneDNN", "with", "on"] and words[1].startswith("3.")
     assert words[3] in loading.INSTRUCTION_SETS.values() and 1 <= int(words[5]) <= (os.cpu_count() or 1)
+
+
+@built
+def test_doctor_says_that_jax_has_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with JAX_PLATFORMS=cuda."""
+
+    def local_devices(backend: str) -> None:
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    assert doctor._engine() == "idle: JAX does not compute on the CPU here: Unknown backend cpu"
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:

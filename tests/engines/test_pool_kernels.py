@@ -182,9 +182,9 @@ def taken_by(kind: str, geometry: Geometry, shape: tuple[int, ...], dtype: Any =
 
 
 def test_most_of_what_is_drawn_is_computed_by_the_engine() -> None:
-    draws = [*map(drawn, range(0, 200))]
+    draws = [d for d in map(drawn, range(0, 200)) if d.geometry.rank > 1]
     for kind in ("remember", "maximum", "take", "put", "sum", "spread"):
-        assert sum(taken_by(kind, d.geometry, d.x.shape, d.x.dtype) for d in draws) > 120, kind
+        assert sum(taken_by(kind, d.geometry, d.x.shape, d.x.dtype) for d in draws) > 100, kind
 
 
 def test_what_is_left_to_xla() -> None:
@@ -197,6 +197,15 @@ def test_what_is_left_to_xla() -> None:
     assert "side by side" in refusal("put", "NCHW", 8) and "8 channels" in refusal("put", "NHWC", 7)
     assert "reshape" in refusal("put", "NHWC", 8, stride=3)
     assert "float8_e4m3fn" in refusal("remember", "NHWC", 8, dtype=jnp.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "taps", "why"),
+    [((9,), 3, "2 or 3 axes"), ((9,) * 4, 2, "2 or 3 axes"), ((4, 1 << 14), (1, 65), "too large")],
+)
+def test_windows_that_are_left_to_xla(spatial: tuple[int, ...], taps: Any, why: str) -> None:
+    geometry = window_geometry("f", spatial, taps, stride=1, padding="VALID", dilation=1, layout="NHWC")
+    assert why in window("maximum", geometry, 0, jax.ShapeDtypeStruct((1, *spatial, 8), jnp.float32))
 
 
 # The handler

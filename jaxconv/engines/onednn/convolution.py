@@ -1,8 +1,8 @@
 """The three maps of a convolution by oneDNN: which calls it takes, and the call.
 
-A call reaches C++ as integers: which map, the dtypes, the sizes, and where each axis of x, w and y lies in memory, so
-no layout needs a transposition. By what implementation oneDNN would compute it says itself, before anything is
-computed.
+A call reaches C++ as integers: which map, the dtypes, the sizes, and where each axis of x, w and y lies in memory. So
+XLA transposes nothing; oneDNN itself copies data that are not channels-last into that order. By what implementation it
+would compute it says before anything is computed.
 """
 
 from __future__ import annotations

@@ -101,7 +101,11 @@ def _loaded(path: Path) -> ctypes.CDLL | Reason:
     except OSError as error:
         return _missing(str(error))
     library.jaxconv_sources.restype = ctypes.c_char_p
-    if misfit := _misfit(library, building.fingerprint(), building.interface(building.jaxlib_headers())):
+    try:
+        sources, here = building.fingerprint(), building.interface(building.jaxlib_headers())
+    except (OSError, building.Unbuildable) as error:
+        return Reason(f"whether it fits its sources and jaxlib cannot be read: {error}", None)
+    if misfit := _misfit(library, sources, here):
         return misfit
     for name in HANDLERS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

@@ -8,7 +8,7 @@ comes second, behind a formulation and before `lax`, where `beaten` says so.
 Depthwise kernel gradients for which oneDNN has no kernel of that kind have one of our own: 3.0 for 96 channels of 7×7
 taps, 3.2 for 240 of 5×5, 4.5 for 31 taps in one dimension, 5.1 for 3×3×3.
 
-Arrays are in any layout, kernels flipped or not.
+Arrays are in any layout, kernels flipped or not; for our own kernel they are channels-last and unflipped.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def offer(call: Call) -> Formulation | str:
     if call.engine == "auto" and not convolution.optimised(name):
         return f"oneDNN has nothing better than {name}"
     compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
+    layout, last = call.geometry.layout, call.geometry.channels_last().layout
+    if (layout.x, layout.y) != (last.x, last.y):
+        holds = f"x and y channels-last, {holds}"
     return Formulation("onednn", compute, f"oneDNN's {name}", holds, pays=beaten(call, name) is None, any_layout=True)
 
 
