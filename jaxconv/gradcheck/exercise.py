@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
+from jaxconv import primitives
 from jaxconv.geometry import Axis
 from jaxconv.gradcheck import suspects
 from jaxconv.gradcheck.problem import wide
@@ -38,9 +40,9 @@ def ties(t: Trial) -> Evidence:
     kinks, whose jumps may cancel in the sum of all.
     """
     name, skipped = "ties", "f makes no choice that rounded arguments could tie"
-    if not any(_chooses(eqn) for eqn in equations(t.problem.jaxpr)):
+    if not any(_chooses(eqn) for eqn in _spelt_out(t.problem.jaxpr)):
         return Evidence(name, "skipped", skipped)
-    if any(map(_asks_floats, equations(t.problem.jaxpr))):
+    if any(map(_asks_floats, _spelt_out(t.problem.jaxpr))):
         return Evidence(name, "skipped", "f has a loop that may not end at rounded arguments")
     point = _rounded(t)
     if point is None:
@@ -73,6 +75,16 @@ def ties(t: Trial) -> Evidence:
             findings.append(t.located(i, found, np.abs(got[i] - exact[i]) > t.yardstick.bounds(exact)[i]))
     about = f"slopes along {count} directions that keep ties, with arguments rounded to a few values"
     return Evidence(name, "wrong" if findings else "ok", about, worst, tuple(findings[:3]))
+
+
+def _spelt_out(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation, and those of the plain form of a primitive of this library's, which may hide a choice."""
+    for eqn in equations(jaxpr):
+        yield eqn
+        if eqn.primitive in primitives.PLAIN:
+            plain = functools.partial(primitives.plainly, eqn.primitive, **eqn.params)
+            operands = [jax.ShapeDtypeStruct(cast(Any, v.aval).shape, cast(Any, v.aval).dtype) for v in eqn.invars]
+            yield from equations(jax.make_jaxpr(plain)(*operands).jaxpr)
 
 
 def _chooses(eqn: JaxprEqn) -> bool:
@@ -117,7 +129,7 @@ def _keeping(t: Trial, xs: Arrays) -> Iterator[tuple[str, int, Arrays]]:
 def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
     """What of f was not put to the test at these arguments."""
     tied = next((e for e in evidence if e.name == "ties"), None)
-    if tied is not None and tied.verdict == "skipped" and any(map(_chooses, equations(t.problem.jaxpr))):
+    if tied is not None and tied.verdict == "skipped" and any(map(_chooses, _spelt_out(t.problem.jaxpr))):
         yield f"ties and zeros, where the gradient may jump: {tied.about}."
     strided = _remainders(t.problem.jaxpr)
     if strided and not any(strided):
@@ -132,7 +144,7 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
 
 def _remainders(jaxpr: Jaxpr) -> list[int]:
     """For each axis that is strided over, how many elements no window reads."""
-    axes = (axis for eqn in equations(jaxpr) for axis in _axes(eqn))
+    axes = (axis for eqn in _spelt_out(jaxpr) for axis in _axes(eqn))
     return [axis.unread for axis in axes if axis.stride > 1 and axis.out]
 
 

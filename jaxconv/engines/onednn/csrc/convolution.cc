@@ -23,6 +23,8 @@ using Dims = memory::dims;
 
 enum Map : int64_t { kConv = 0, kInputGrad = 1, kKernelGrad = 2 };
 
+// So many products are done by one thread, in some 10 microseconds, before another has woken up.
+constexpr double kAlone = 1 << 18;
 constexpr int64_t kHead = 8, kPerAxis = 7, kMostAxes = 3;
 
 // What Python writes: [map, dtype, dtype of the result, groups, batch, inputs, outputs, threads], then the layout of x,
@@ -40,6 +42,13 @@ struct Convolution {
   int64_t groups, batch, inputs, outputs, threads;
   Dims x, w, y;  // layouts
   std::vector<Axis> axes;
+
+  // The products that are added up.
+  double products() const {
+    double count = static_cast<double>(batch) * static_cast<double>(inputs / groups) * static_cast<double>(outputs);
+    for (const Axis& axis : axes) count *= static_cast<double>(axis.out) * static_cast<double>(axis.k);
+    return count;
+  }
 
   Dims spatial(int64_t Axis::* of) const {
     Dims sizes;
@@ -183,7 +192,7 @@ dnnl::primitive_attr with_own_scratchpad() {
   return attributes;
 }
 
-Plan::Plan(const Convolution& c) : threads(static_cast<int>(c.threads)) {
+Plan::Plan(const Convolution& c) : threads(c.products() <= kAlone ? 1 : static_cast<int>(c.threads)) {
   omp_set_num_threads(threads);
   const Array x(joined(c.batch, c.inputs, c.spatial(&Axis::n)), c.x);
   const Array y(joined(c.batch, c.outputs, c.spatial(&Axis::out)), c.y);
