@@ -209,3 +209,9 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(8) as threads:
         for index, together in enumerate(threads.map(results, drawn * 8)):
             jax.tree.map(np.testing.assert_array_equal, together, alone[index % 4])
+
+
+def test_denormal_numbers_are_zeros_on_every_thread() -> None:
+    """As they are to XLA: to many a CPU each is an interruption."""
+    x, w = np.full((8, 32, 32, 32), 1e-39, np.float32), np.ones((3, 3, 32, 32), np.float32)
+    assert not np.asarray(jaxconv.conv(x, w, engine="onednn")).any()

@@ -42,7 +42,7 @@ _KINDS = {
 }
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _FEWEST_CHANNELS = 8
-# The walk keeps 24 bytes for each meeting along an axis.
+# As in the C++; the walk keeps 24 bytes for each meeting along an axis.
 _MOST_TAPS, _MOST_MEETINGS = 1 << 15, 1 << 20
 
 

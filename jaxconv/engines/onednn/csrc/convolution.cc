@@ -286,9 +286,16 @@ class Plans {
   std::map<Description, std::list<std::pair<Description, std::shared_ptr<const Plan>>>::iterator> places_;
 };
 
-Plans& plans() {
+Plans*& all_plans() {
   static auto* all = new Plans;
-  return *all;
+  return all;
+}
+
+Plans& plans() {
+  static std::once_flag once;
+  // A child may have inherited a lock that nobody will open: it begins anew, as `Turn` does.
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { all_plans() = new Plans; }); });
+  return *all_plans();
 }
 
 // Memory for one call at a time, kept for the next unless it is large.
@@ -323,7 +330,7 @@ void run(const Plan& plan, const std::array<void*, 3>& buffers) {
   if (plan.scratch > 0 && base == nullptr) throw std::bad_alloc();
 #ifdef JAXCONV_POISON
   // Every bit set is a NaN of every dtype: what is read before it is written shows in the result.
-  std::memset(base, 0xff, plan.scratch);
+  if (plan.scratch > 0) std::memset(base, 0xff, plan.scratch);
   std::memset(buffers[2], 0xff, plan.operands[2].given.get_size());
 #endif
   dnnl::stream stream(cpu());

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <unistd.h>
+#include <xmmintrin.h>
 
 #include <condition_variable>
 #include <exception>
@@ -69,6 +70,8 @@ class Turn {
   [[noreturn]] void work() {
     pthread_setname_np(pthread_self(), "jaxconv-onednn");
     omp_set_dynamic(0);  // oneDNN relies on as many threads as it asked for
+    // Denormal numbers are zeros, as they are to XLA: to many a CPU each is an interruption. Workers inherit it.
+    _mm_setcsr(_mm_getcsr() | 0x8040);
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       begun_.wait(lock, [this] { return body_ != nullptr; });

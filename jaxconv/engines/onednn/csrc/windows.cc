@@ -9,7 +9,7 @@ namespace jaxconv {
 namespace {
 
 constexpr int64_t kHead = 4, kPerAxis = 8, kMostAxes = 3, kMostTaps = 1 << 15;
-constexpr int64_t kMostMeetings = int64_t{1} << 26;
+constexpr int64_t kMostMeetings = int64_t{1} << 20;  // each takes 24 bytes of memory
 // Meetings that a thread is worth waking up for.
 constexpr int64_t kGrain = 1 << 15;
 
