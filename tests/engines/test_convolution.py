@@ -18,6 +18,8 @@ import jaxconv
 from jaxconv.engines.onednn import convolution, loading
 from jaxconv.engines.onednn.convolution import Layer
 from jaxconv.geometry import Geometry, conv_geometry
+from jaxconv.rules.fast import choice
+from jaxconv.rules.fast.formulation import Call
 from tests.support import oracle
 from tests.support.devices import cpu_mesh
 from tests.support.tolerance import assert_within_bound
@@ -156,6 +158,18 @@ def test_other_layouts_are_copied_and_plan_says_so() -> None:
     of = partial(jaxconv.plan, engine="onednn", platform="cpu")
     assert {c.holds for c in of((1, 9, 16), (3, 16, 16))} == {"reordered kernels, and oneDNN's own scratch"}
     assert all("x and y channels-last" in c.holds for c in of((1, 16, 9), (16, 16, 3), layout="NCHW"))
+
+
+def test_each_way_to_compute_is_offered_once_and_lax_says_why_no_engine_does() -> None:
+    def names(padding: int, engine: str) -> list[str]:
+        geometry = conv_geometry("conv", (8, 32, 32, 3), (3, 3, 3, 64), padding=padding)
+        call = Call("input_grad", "cpu", jnp.dtype("float32"), geometry, 8, 3, 64, engine=engine)
+        return [f"{f.name}: {f.why}" if f.name == "lax" else f.name for f in choice.candidates(call)]
+
+    assert [name.partition(":")[0] for name in names(1, "auto")][:3] == ["fold", "onednn", "lax"]
+    assert names(1, "auto").count("onednn") == 1 and names(1, "xla").count("onednn") == 0
+    (lax,) = (name for name in names(-1, "auto") if name.startswith("lax"))
+    assert lax.endswith("; oneDNN has no negative padding")
 
 
 def test_an_engine_that_cannot_is_an_error_of_the_call_too() -> None:

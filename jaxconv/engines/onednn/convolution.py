@@ -50,13 +50,13 @@ def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer)
         return "oneDNN has no negative padding"
     if map == "kernel_grad" and any(_idle(axis, tap) for axis in geometry.axes for tap in range(axis.k)):
         return "oneDNN leaves unwritten what belongs to a tap that reads nothing but padding"
-    answer = _asked(_described(map, dtype, dtype, geometry, layer))
+    answer = _asked(_described(map, dtype, result or dtype, geometry, layer))
     return None if answer.implementation else f"oneDNN says: {answer.text}"
 
 
-def implementation(map: str, dtype: Any, geometry: Geometry, layer: Layer) -> str:
+def implementation(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> str:
     """What oneDNN calls that which computes a call that it takes."""
-    return _asked(_described(map, dtype, dtype, geometry, layer)).text
+    return _asked(_described(map, dtype, result or dtype, geometry, layer)).text
 
 
 def optimised(implementation: str) -> bool:

@@ -37,9 +37,10 @@ def offers(call: Call) -> Iterator[Formulation]:
 
 
 def candidates(call: Call) -> Iterator[Formulation]:
-    """Every formulation that is legal for a call: those that pay, `lax`, and the others; the first is to be taken.
+    """Every formulation that is legal for a call, in this order; the first is to be taken.
 
-    Of those called "full" there is one for every formulation of the convolution inside.
+    An engine's if it pays, those inside XLA that pay, an engine's otherwise, `lax`, and the others. Of those called
+    "full" there is one for every formulation of the convolution inside.
 
     Raises:
       ValueError: the call names an engine that does not take it.
@@ -47,8 +48,9 @@ def candidates(call: Call) -> Iterator[Formulation]:
     only = _only_lax(call)
     computed = only or native.offer(call)
     named = call.engine not in ("auto", "xla")
-    if isinstance(computed, Formulation) and (computed.pays or named):
-        yield computed
+    engine = computed if isinstance(computed, Formulation) else None
+    if engine and (engine.pays or named):
+        yield engine
     elif named:
         raise ValueError(f'engine="{call.engine}" cannot compute this {call.map}: {computed}. engine="auto" can.')
     if only:
@@ -61,8 +63,10 @@ def candidates(call: Call) -> Iterator[Formulation]:
         else:
             others.append(formulation)
     why_not = next((other.why_not for other in others if other.why_not), UNBEATEN) if measured else ELSEWHERE
-    if isinstance(computed, Formulation) and not computed.pays:
-        yield computed
+    if engine and not engine.pays and not named:
+        yield engine
+    if not engine and call.engine == "auto" and call.platform == native.PLATFORM:
+        why_not = f"{why_not}; {computed}"
     yield library.offer(call, why_not)
     for other in others:
         yield replace(other, pays=False, why=other.why_not or UNPROVEN)

@@ -57,7 +57,7 @@ def offer(call: Call) -> Formulation | str:
         return "oneDNN computes on CPUs, in programs that XLA does not split over devices"
     layer = Layer(call.batch, call.inputs, call.outputs)
     why_not = convolution.refusal(call.map, call.dtype, call.result, call.geometry, layer)
-    name = "" if why_not else convolution.implementation(call.map, call.dtype, call.geometry, layer)
+    name = "" if why_not else convolution.implementation(call.map, call.dtype, call.result, call.geometry, layer)
     if call.map == "kernel_grad" and DEPTHWISE not in name and _own_takes(call):
         why = "one channel per group: one walk over x and δ, a row for all taps at once"
         return Formulation("depthwise", _depthwise, why, "64 partial sums of dw")

@@ -8,7 +8,9 @@
 namespace jaxconv {
 namespace {
 
-constexpr int64_t kMostAxes = 4, kPieces = 64;
+constexpr int64_t kMostAxes = 4;
+// Into so many parts the rows are divided, whatever the number of threads; fewer where their sums would be larger.
+constexpr int64_t kPieces = 64, kSums = 1 << 22;
 
 struct Axis {
   int64_t n, out, k, stride, dilation, lo;
@@ -114,7 +116,8 @@ ffi::Error depthwise_kernel_grad(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::An
     return refused("a depthwise convolution: arrays of other sizes than it was lowered for");
   }
   const int64_t rows = layer.batch * layer.product(&Axis::out, layer.rank - 1);
-  const int64_t pieces = std::min(rows, kPieces), stride = (each + kVector - 1) / kVector * kVector;
+  const int64_t stride = (each + kVector - 1) / kVector * kVector;
+  const int64_t pieces = std::min(rows, std::clamp<int64_t>(kSums / (taps * stride), 2, kPieces));
   const int64_t width = static_cast<int64_t>(ffi::ByteWidth(x.element_type()));
   const DepthwiseRow loop = loops().depthwise(dtype);
   try {
