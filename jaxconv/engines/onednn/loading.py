@@ -152,8 +152,8 @@ def _preload() -> None:
     libgomp reads that once, as it is loaded. Who has said something about it is left alone.
 
     Measured (the benchmark's training step of the MNIST CNN; 2 cores of an AMD EPYC that other programs wanted too, a
-    load of 3 to 7; jax 0.10.2, 2026-11-26; two processes a value): with GOMP_SPINCOUNT 0 a step took 51 ms, with 1,000
-    54 and 106, with 10,000 118 and 127, with libgomp's own 300,000 214 and 249, as long as without oneDNN.
+    load of 2.4 to 7; jax 0.10.2, 2026-11-26; two processes a value, one of 0): with GOMP_SPINCOUNT 0 a step took 51 ms,
+    with 1,000 54 and 106, with 10,000 118 and 127, with libgomp's own 300,000 214 and 249, as long as without oneDNN.
     """
     try:
         files = importlib.metadata.files("onednn-cpu-gomp") or []
