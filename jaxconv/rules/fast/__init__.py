@@ -20,7 +20,7 @@ and the formulations, a file each, which ends in what it offers for a call:
 
 Each says what was measured: how many times longer `lax` takes, on 2 cores of an Intel Xeon with AVX-512, jax 0.10.2,
 float32, 2026-11-22. The first figures, and those of rows, are those of `python -m experiments.benchmark`, whose results
-are in `experiments/results/benchmark.json`; "EPYC" is the same command on 2 cores of an AMD EPYC with AVX-512,
+are in `experiments/results/benchmark-xeon.json`; "EPYC" is the same command on 2 cores of an AMD EPYC with AVX-512,
 2026-11-25. What was tried and left comes from single races of the same layers.
 
 Numbers that are not finite: a NaN or an infinity is multiplied by zeros here that `lax` never sees (those of merged

@@ -3,8 +3,8 @@
 An engine is asked first, if the call allows one and the platform has one; it says why not when it does not take a call.
 
 A formulation pays where it was measured to be faster; its own file says where, beside the thresholds and the rows of
-`experiments/results/benchmark.json` that justify them. Those are a CPU's. Anywhere else the only choice is the exact
-one: a layer without spatial axes is a matrix product. Of the dtype it matters only whether it has 8 bits.
+`experiments/results/benchmark-xeon.json` that justify them. Those are a CPU's. Anywhere else the only choice is the
+exact one: a layer without spatial axes is a matrix product. Of the dtype it matters only whether it has 8 bits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """By an engine: code that was written for this platform, where there is some that takes the call.
 
 Measured: how many times longer the best formulation inside XLA takes than oneDNN 3.2, on 2 cores of an AMD EPYC with
-AVX-512, jax 0.10.2, float32, 2026-11-25. Dense layers 1.1 to 5 (forward), 1.2 to 3 (input gradient), 1.2 to 5 (kernel
-gradient), in three dimensions 3 to 28; with groups 2 to 4; depthwise kernel gradients of 3×3 taps 2.2 to 4.3. oneDNN
-comes second, behind a formulation and before `lax`, where `beaten` says so.
+AVX-512, jax 0.10.2, float32, 2026-11-25 and 26. Dense layers 1.1 to 5 (forward), 1.2 to 3 (input gradient), 1.2 to 5
+(kernel gradient), in three dimensions 3 to 28; with groups 2 to 4; depthwise kernel gradients of 3×3 taps 2.2 to 5.7.
+oneDNN comes second, behind a formulation and before `lax`, where `beaten` says so.
 
 Depthwise kernel gradients for which oneDNN has no kernel of that kind have one of our own: 3.0 for 96 channels of 7×7
 taps, 3.2 for 240 of 5×5, 4.5 for 31 taps in one dimension, 5.1 for 3×3×3.
@@ -27,6 +27,8 @@ from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 PLATFORM = "cpu"
 # The channels that oneDNN computes at once: those that are missing to so many are computed for nothing.
 LANES = 16
+# Shifted copies of so many taps are faster than oneDNN's depthwise kernels, also on an Intel Xeon (1.0 to 1.7).
+FEW = 9
 # What the names of oneDNN's depthwise kernels have in them.
 DEPTHWISE = "dw"
 
@@ -37,8 +39,8 @@ def beaten(call: Call, implementation: str) -> str | None:
     if geometry.groups > 1 and geometry.groups == call.inputs == call.outputs:
         if DEPTHWISE not in implementation:  # 96 of 7×7 0.46, 240 of 5×5 0.68, 3-D 0.16 to 1.1, 1-D 0.08 to 0.48
             return f"oneDNN has no depthwise kernel for this, but {implementation}"
-        if call.map == "input_grad" and max(geometry.stride) > 1 and taps <= 9:  # 96 of 3×3 0.61, 144 of 3×3 0.61
-            return "depthwise and strided, with few taps"
+        if call.map != "kernel_grad" and taps <= FEW:  # 3×3: 32 and 256 channels 0.8, 96 with a stride 0.7 and 0.35
+            return f"depthwise with {taps} taps"
     elif call.map == "input_grad" and geometry.groups == 1:
         if call.inputs <= LANES:  # 3→64 of 3×3 0.39, of 7×7 0.46, 3→96 of 4×4 0.31; 16→96 of 1×1 0.8
             return f"{call.inputs} input channels, of which oneDNN computes {LANES} at once"
@@ -55,7 +57,7 @@ def offer(call: Call) -> Formulation | str:
         return "XLA was asked for"
     if call.platform != PLATFORM:
         return "oneDNN computes on CPUs, in programs that XLA does not split over devices"
-    layer = Layer(call.batch, call.inputs, call.outputs)
+    layer, stride = Layer(call.batch, call.inputs, call.outputs), call.geometry.stride
     why_not = convolution.refusal(call.map, call.dtype, call.result, call.geometry, layer)
     name = "" if why_not else convolution.implementation(call.map, call.dtype, call.result, call.geometry, layer)
     if call.map == "kernel_grad" and DEPTHWISE not in name and _own_takes(call):
@@ -65,6 +67,9 @@ def offer(call: Call) -> Formulation | str:
         return why_not
     if call.engine == "auto" and not convolution.optimised(name):
         return f"oneDNN has nothing better than {name}"
+    if call.engine == "auto" and call.map != "kernel_grad" and math.prod(call.geometry.taps) == 1 < max(stride):
+        # 256→512 and 64→128: 0.7 to 0.9 here, where an Intel Xeon has 1.3 to 1.5.
+        return "one tap with a stride is oneDNN's on some CPUs and XLA's on others"
     compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
     layout, last = call.geometry.layout, call.geometry.channels_last().layout
     if (layout.x, layout.y) != (last.x, last.y):
