@@ -17,6 +17,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 
 from jaxconv.engines.onednn import convolution, depthwise
 from jaxconv.engines.onednn.convolution import Layer
@@ -69,8 +70,9 @@ def offer(call: Call) -> Formulation | str:
         return why_not
     if call.engine == "auto" and not convolution.optimised(name):
         return f"oneDNN has nothing better than {name}"
-    if call.engine == "auto" and call.map != "kernel_grad" and math.prod(call.geometry.taps) == 1 < max(stride):
-        # 256→512 and 64→128: 0.7 to 0.9 here, where an Intel Xeon has 1.3 to 1.5.
+    single = math.prod(call.geometry.taps) == 1 < max(stride) and call.map != "kernel_grad"
+    if call.engine == "auto" and single and jnp.dtype(call.dtype).itemsize >= 4:
+        # 256→512 and 64→128: 0.7 to 0.9 here, where an Intel Xeon has 1.3 to 1.5. In 16 bits XLA is slower still.
         return "one tap with a stride is oneDNN's on some CPUs and XLA's on others"
     compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
     layout, last = call.geometry.layout, call.geometry.channels_last().layout
