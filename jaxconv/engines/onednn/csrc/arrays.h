@@ -16,10 +16,11 @@ inline bool float_of(ffi::DataType dtype, Float& to) {
   }
 }
 
-// Whether an array lies where its elements may lie; the loops ask for no more.
+// Whether an array has so many elements, and lies where they may lie; the loops ask for no more.
 template <typename Buffer>
-bool aligned(const Buffer& a) {
-  return reinterpret_cast<uintptr_t>(a.untyped_data()) % ffi::ByteWidth(a.element_type()) == 0;
+bool holds(const Buffer& a, int64_t count) {
+  const bool aligned = reinterpret_cast<uintptr_t>(a.untyped_data()) % ffi::ByteWidth(a.element_type()) == 0;
+  return static_cast<int64_t>(a.element_count()) == count && aligned;
 }
 
 }  // namespace jaxconv

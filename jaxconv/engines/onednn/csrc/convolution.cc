@@ -67,15 +67,6 @@ memory::data_type dtype_of(int64_t code) {
   }
 }
 
-// Whether an array of these sizes is one whose bytes 63 bits can count.
-bool countable(const Dims& sizes) {
-  int64_t bytes = 8;
-  for (int64_t n : sizes) {
-    if (__builtin_mul_overflow(bytes, n, &bytes)) return false;
-  }
-  return true;
-}
-
 bool is_permutation(Dims order) {
   std::sort(order.begin(), order.end());
   for (size_t i = 0; i < order.size(); ++i) {

@@ -46,13 +46,9 @@ const char* parse(ffi::Span<const int64_t> d, Depthwise& layer) {
     }
   }
   for (auto of : {&Axis::n, &Axis::out, &Axis::k}) {
-    int64_t bytes = 16;
-    if (__builtin_mul_overflow(bytes, layer.batch, &bytes) || __builtin_mul_overflow(bytes, layer.channels, &bytes)) {
-      return "the bytes of an array must fit 63 bits";
-    }
-    for (int64_t i = 0; i < layer.rank; ++i) {
-      if (__builtin_mul_overflow(bytes, layer.axes[i].*of, &bytes)) return "the bytes of an array must fit 63 bits";
-    }
+    std::vector<int64_t> sizes = {layer.batch, layer.channels};
+    for (int64_t i = 0; i < layer.rank; ++i) sizes.push_back(layer.axes[i].*of);
+    if (!countable(sizes)) return "the bytes of an array must fit 63 bits";
   }
   return nullptr;
 }
@@ -108,9 +104,7 @@ ffi::Error depthwise_kernel_grad(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::An
     return refused("a depthwise convolution: x and δ must be float32, bfloat16 or float16, both the same");
   }
   const int64_t taps = layer.product(&Axis::k, layer.rank), each = layer.channels;
-  const auto has = [&](const auto& a, int64_t count) {
-    return static_cast<int64_t>(a.element_count()) == count * each && aligned(a);
-  };
+  const auto has = [&](const auto& a, int64_t count) { return holds(a, count * each); };
   if (!has(x, layer.batch * layer.product(&Axis::n, layer.rank)) ||
       !has(g, layer.batch * layer.product(&Axis::out, layer.rank)) || !has(*dw, taps)) {
     return refused("a depthwise convolution: arrays of other sizes than it was lowered for");

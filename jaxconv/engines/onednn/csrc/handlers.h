@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -30,6 +31,16 @@ std::string said(const Parts&... parts) {
 template <typename... Parts>
 ffi::Error refused(const Parts&... parts) {
   return ffi::Error::InvalidArgument(said("jaxconv: ", parts...));
+}
+
+// Whether an array of these sizes, none of them negative, is one whose bytes 63 bits can count.
+template <typename Sizes = std::initializer_list<int64_t>>
+bool countable(const Sizes& sizes) {
+  int64_t bytes = 16;  // of the largest element
+  for (int64_t n : sizes) {
+    if (n < 0 || __builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes)) return false;
+  }
+  return true;
 }
 
 // Calls body(begin, end) for pieces of 0 … count, at least `grain` long, on as many threads as XLA computes with.

@@ -114,10 +114,7 @@ void by_columns(const ffi::ThreadPool& pool, const Norm& n, const NormLoops& loo
 
 const char* parse(ffi::Span<const int64_t> d, Norm& n) {
   if (d.size() != 7) return "a description of another length";
-  int64_t count = 16;
-  for (size_t i = 0; i < 5; ++i) {
-    if (d[i] < 0 || __builtin_mul_overflow(count, std::max<int64_t>(d[i], 1), &count)) return "sizes must fit 63 bits in bytes";
-  }
+  if (!countable({d[0], d[1], d[2], d[3], d[4]})) return "sizes must fit 63 bits in bytes";
   n = {d[0], d[1], d[2], d[3], d[4], d[5], d[6]};
   if (n.by_rows && (n.inner != 1 || n.groups != 1)) return "rows of one group";
   return nullptr;
@@ -137,9 +134,7 @@ ffi::Error norm_gradient(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::AnyBuffer 
   const NormLoops* passes = loops().norm(dtype);
   if (passes == nullptr) return refused("a normalisation: another dtype than float32, bfloat16 or float16");
   const int64_t size = n.rows() * n.channels(), statistics = n.statistics(), channels = n.channels();
-  const auto has = [&](const auto& a, int64_t count) {
-    return static_cast<int64_t>(a.element_count()) == n.batch * count && aligned(a);
-  };
+  const auto has = [&](const auto& a, int64_t count) { return holds(a, n.batch * count); };
   if (!has(g, size) || !has(x, size) || !has(*dx, size) || !has(mean, statistics) || !has(inverse, statistics) ||
       !has(scale, channels) || !has(*dscale, channels) || !has(*dshift, channels)) {
     return refused("a normalisation: arrays of other sizes than it was lowered for");

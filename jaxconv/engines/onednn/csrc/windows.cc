@@ -39,15 +39,6 @@ struct Description {
   int64_t taps() const { return axes[0].k * axes[1].k * axes[2].k; }
 };
 
-// Multiplies, or says that 63 bits cannot count the bytes.
-bool countable(std::initializer_list<int64_t> sizes) {
-  int64_t count = 16;
-  for (int64_t n : sizes) {
-    if (n < 0 || __builtin_mul_overflow(count, std::max<int64_t>(n, 1), &count)) return false;
-  }
-  return true;
-}
-
 const char* parse(ffi::Span<const int64_t> d, Description& to) {
   const int64_t size = static_cast<int64_t>(d.size()), rank = (size - kHead) / kPerAxis;
   if (size < kHead || (size - kHead) % kPerAxis != 0 || rank < 1 || rank > kMostAxes) return "1 to 3 spatial axes";
@@ -134,10 +125,7 @@ ffi::Error windows(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Rema
     return refused("a window: other dtypes than one of float32, bfloat16, float16 and float64");
   }
   const int64_t inputs = d.inputs(), outputs = d.outputs();
-  const auto has = [](const ffi::AnyBuffer& a, int64_t count) {
-    return static_cast<int64_t>(a.element_count()) == count && aligned(a);
-  };
-  if (!has(operand, d.transposed ? outputs : inputs) || !has(result, d.transposed ? inputs : outputs)) {
+  if (!holds(operand, d.transposed ? outputs : inputs) || !holds(result, d.transposed ? inputs : outputs)) {
     return refused("a window: arrays of other sizes than ", inputs, " elements read and ", outputs, " made");
   }
   WindowArrays arrays{operand.untyped_data(), nullptr, result.untyped_data(), nullptr};
@@ -145,7 +133,7 @@ ffi::Error windows(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Rema
   if (takes || remembers) {
     const auto taps = takes ? *arguments.get<ffi::AnyBuffer>(1) : **results.get<ffi::AnyBuffer>(1);
     wide = taps.element_type() == ffi::DataType::U16;
-    if ((!wide && taps.element_type() != ffi::DataType::U8) || d.taps() > (wide ? 1 << 16 : 1 << 8) || !has(taps, outputs)) {
+    if ((!wide && taps.element_type() != ffi::DataType::U8) || d.taps() > (wide ? 1 << 16 : 1 << 8) || !holds(taps, outputs)) {
       return refused("a window: taps of another dtype or size than ", outputs, " of 8 or 16 bits");
     }
     (takes ? const_cast<void*&>(arrays.taken) : arrays.remembered) = taps.untyped_data();
