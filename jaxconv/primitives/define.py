@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxconv.primitives.mesh import exported, local, split
+from jaxconv.primitives import mesh
 
 Static = tuple[tuple[str, Any], ...]
 
@@ -46,11 +46,11 @@ def lower_on_cpu(primitive: Primitive, compute: Callable[..., jax.Array]) -> Non
     """Lower to `compute` with platform="cpu", but not where XLA splits the program; without an engine for export."""
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, engine: str, **static: Any) -> Any:
-        if engine == "auto" and exported(ctx):
+        if engine == "auto" and mesh.exported(ctx):
             engine = "xla"
-        platform = None if split(ctx) else "cpu"
+        platform = None if mesh.split(ctx) else "cpu"
         here = mlir.lower_fun(functools.partial(compute, engine=engine, platform=platform), multiple_results=False)
-        return here(local(ctx), *operands, **static)
+        return here(mesh.local(ctx), *operands, **static)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
 
@@ -81,7 +81,41 @@ def _abstract(result: Callable[..., Any], *operands: Any, **static: Any) -> Any:
     return typed(out) if isinstance(out, jax.ShapeDtypeStruct) else list(map(typed, out))
 
 
-def traced(compute: Callable[..., Any], *operands: jax.ShapeDtypeStruct, **static: Any) -> Any:
+def mapped_primitive(
+    name: str, function: Callable[..., Any], multiple_results: bool = False, bind: Callable[..., Any] = Primitive.bind
+) -> Primitive:
+    """A primitive with parameters `static` and `depth`: a function in plain JAX, mapped over `depth` leading axes.
+
+    `vmap` adds one: by `bind(primitive, *operands, static, depth)` to all operands, since broadcasting that is outside
+    has a transpose that sums where it should.
+    """
+    compute = functools.partial(_computed, function)
+    primitive = define(name, compute, compute, functools.partial(_traced, compute), multiple_results)
+    batching.primitive_batchers[primitive] = functools.partial(_batched, functools.partial(bind, primitive))
+    return primitive
+
+
+def bound(primitive: Primitive, *operands: Any, static: Any) -> Any:
+    """A mapped primitive; under an explicit mesh its plain form, whose operations each keep the axes of the mesh."""
+    if mesh.explicit(operands):
+        return PLAIN[primitive](*operands, static=static, depth=0)
+    return primitive.bind(*mesh.alike(*operands), static=static, depth=0)
+
+
+def _computed(function: Callable[..., Any], *operands: jax.Array, static: Any, depth: int) -> Any:
+    return mapped(functools.partial(function, static=static), depth)(*operands)
+
+
+def _batched(
+    bind: Callable[..., Any], operands: Sequence[Any], dims: Sequence[Any], *, depth: int, static: Any
+) -> tuple[Any, Any]:
+    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+    deeper = [batching.bdim_at_front(a, d, size) for a, d in zip(operands, dims, strict=True)]
+    results = bind(*deeper, static=static, depth=depth + 1)
+    return results, [0] * len(results) if isinstance(results, (list, tuple)) else 0
+
+
+def _traced(compute: Callable[..., Any], *operands: jax.ShapeDtypeStruct, **static: Any) -> Any:
     """The shapes and dtypes of what a function in plain JAX returns."""
     return _trace(compute, operands, tuple(static.items()))
 

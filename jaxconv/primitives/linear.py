@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
+from jax.interpreters import ad
 
 from jaxconv.primitives import mesh
-from jaxconv.primitives.define import PLAIN, define, mapped, traced
+from jaxconv.primitives.define import PLAIN, mapped_primitive
 from jaxconv.primitives.native import Takes, lower_natively
 
 
@@ -52,21 +52,13 @@ def linear_pair(
     Residuals that are floats have derivatives: those of the functions as plain JAX. Under `vmap` the pair keeps its
     rule: `depth` leading axes are mapped over. `native` are the calls of an engine that compute the two on a CPU.
     """
-    there, back = _primitive(name, apply), _primitive(f"{name}_transpose", transpose)
+    there = mapped_primitive(name, apply, bind=_bind)
+    back = mapped_primitive(f"{name}_transpose", transpose, bind=_bind)
     _derive(there, back)
     _derive(back, there)
     for primitive, takes in zip((there, back), native or (), strict=False):
         lower_natively(primitive, takes)
     return LinearPair(apply, transpose, there, back)
-
-
-def _primitive(name: str, function: Callable[..., jax.Array]) -> Primitive:
-    compute = functools.partial(_computed, function)
-    return define(name, compute, compute, functools.partial(traced, compute))
-
-
-def _computed(function: Callable[..., jax.Array], *operands: jax.Array, static: Any, depth: int) -> jax.Array:
-    return mapped(functools.partial(function, static=static), depth)(*operands)
 
 
 def _bind(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:
@@ -81,10 +73,9 @@ def _bind(primitive: Primitive, *operands: Any, **static: Any) -> jax.Array:
 
 
 def _derive(primitive: Primitive, back: Primitive) -> None:
-    """Register what a linear map is under differentiation, itself and `back`, and under `vmap`."""
+    """Register what a linear map is under differentiation: itself and `back`."""
     ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive)
     ad.primitive_transposes[primitive] = functools.partial(_transpose, back)
-    batching.primitive_batchers[primitive] = functools.partial(_batched, primitive)
 
 
 def _jvp(
@@ -102,12 +93,3 @@ def _jvp(
 def _transpose(back: Primitive, ct: Any, x: Any, *residuals: Any, **static: Any) -> list[Any]:
     dx = ad.Zero(x.aval) if type(ct) is ad.Zero else _bind(back, ct, *residuals, **static)
     return [dx, *[None] * len(residuals)]
-
-
-def _batched(
-    primitive: Primitive, operands: Sequence[Any], dims: Sequence[Any], *, depth: int, **static: Any
-) -> tuple[jax.Array, int]:
-    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
-    # Every operand gets the batch: broadcasting is outside, so its transpose sums where it should.
-    operands = [batching.bdim_at_front(a, d, size) for a, d in zip(operands, dims, strict=True)]
-    return _bind(primitive, *operands, depth=depth + 1, **static), 0

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
+from jax.interpreters import ad
 
-from jaxconv.primitives import mesh
-from jaxconv.primitives.define import PLAIN, define, mapped, traced
+from jaxconv.primitives.define import PLAIN, bound, mapped_primitive
 from jaxconv.primitives.native import Takes, lower_natively
 
 
@@ -25,7 +24,7 @@ class SeveralPair(NamedTuple):
     """
 
     apply: Callable[..., jax.Array]
-    transpose: Callable[..., list[jax.Array]]
+    transpose: Callable[..., Sequence[jax.Array]]
 
 
 def several_pair(
@@ -36,29 +35,13 @@ def several_pair(
 
     Residuals have derivatives: those of the functions as plain JAX.
     """
-    there, back = _primitive(name, apply, False), _primitive(f"{name}_transpose", transpose, True)
+    there, back = mapped_primitive(name, apply), mapped_primitive(f"{name}_transpose", transpose, True)
     lower_natively(back, native_transpose)
     for primitive, linear in ((there, arity), (back, 1)):
         ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive, linear)
-        batching.primitive_batchers[primitive] = functools.partial(_batched, primitive)
     ad.primitive_transposes[there] = functools.partial(_transposed, back, arity)
     ad.primitive_transposes[back] = functools.partial(_transposed_back, there)
-    return SeveralPair(functools.partial(_called, there, apply), functools.partial(_called, back, transpose))
-
-
-def _primitive(name: str, function: Callable[..., Any], multiple_results: bool) -> Primitive:
-    compute = functools.partial(_computed, function)
-    return define(name, compute, compute, functools.partial(traced, compute), multiple_results)
-
-
-def _computed(function: Callable[..., Any], *operands: jax.Array, static: Any, depth: int) -> Any:
-    return mapped(functools.partial(function, static=static), depth)(*operands)
-
-
-def _called(primitive: Primitive, plain: Callable[..., Any], *operands: jax.Array, static: Any) -> Any:
-    if mesh.explicit(operands):  # there JAX follows the axes of a mesh from operation to operation
-        return plain(*operands, static=static)
-    return primitive.bind(*mesh.alike(*operands), static=static, depth=0)
+    return SeveralPair(functools.partial(bound, there), functools.partial(bound, back))
 
 
 def _jvp(
@@ -89,12 +72,3 @@ def _transposed(back: Primitive, arity: int, ct: Any, *operands: Any, **static: 
 def _transposed_back(there: Primitive, cts: Sequence[Any], g: Any, *residuals: Any, **static: Any) -> list[Any]:
     ct = there.bind(*map(ad.instantiate_zeros, cts), *residuals, **static)
     return [ct, *[None] * len(residuals)]
-
-
-def _batched(
-    primitive: Primitive, operands: Sequence[Any], dims: Sequence[Any], *, depth: int, static: Any
-) -> tuple[Any, Any]:
-    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
-    operands = [batching.bdim_at_front(a, d, size) for a, d in zip(operands, dims, strict=True)]
-    results = primitive.bind(*operands, depth=depth + 1, static=static)
-    return results, [0] * len(results) if primitive.multiple_results else 0
