@@ -44,12 +44,23 @@ def _standardise(over: Over, x: jax.Array) -> jax.Array:
     return forward.standardise(widened(x), *over).astype(x.dtype)
 
 
-def _remember(over: Over, x: jax.Array) -> Any:
-    z = widened(x)
+def _moments(over: Over, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    """μ, None if nothing is centred, and 1/σ."""
+    z, mu = widened(x), None
     if over.centred:
-        z = z - mean(z, over.axes, over.axis_name)
-    inverse = inverse_root(mean(z * z, over.axes, over.axis_name) + over.eps)
-    normal = z * inverse
+        mu = mean(z, over.axes, over.axis_name)
+        z = z - mu
+    return mu, inverse_root(mean(z * z, over.axes, over.axis_name) + over.eps)
+
+
+def _normal(x: jax.Array, mu: jax.Array | None, inverse: jax.Array) -> jax.Array:
+    """x̂."""
+    return (widened(x) if mu is None else widened(x) - mu) * inverse
+
+
+def _remember(over: Over, x: jax.Array) -> Any:
+    mu, inverse = _moments(over, x)
+    normal = _normal(x, mu, inverse)
     return normal.astype(x.dtype), (normal, inverse)
 
 
@@ -112,39 +123,30 @@ def _normalise(over: Over, x: jax.Array, scale: jax.Array, shift: jax.Array) -> 
     return forward.affine(z, widened(scale), widened(shift)).astype(x.dtype)
 
 
-def _moments(over: Over, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """μ and 1/σ."""
-    z, mu = widened(x), None
-    if over.centred:
-        mu = mean(z, over.axes)
-        z = z - mu
-    square = mean(z * z, over.axes)
-    return jnp.zeros_like(square) if mu is None else mu, inverse_root(square + over.eps)
-
-
 def _normalise_remembering(over: Over, x: jax.Array, scale: jax.Array, shift: jax.Array) -> Any:
     """Remembered is x itself, which somebody else has as well, and no second array of its size."""
     mu, inverse = _moments(over, x)
-    scale, shift = widened(scale), widened(shift)
-    return forward.affine((widened(x) - mu) * inverse, scale, shift).astype(x.dtype), (x, mu, inverse, scale)
+    scale = widened(scale)
+    y = forward.affine(_normal(x, mu, inverse), scale, widened(shift))
+    return y.astype(x.dtype), (x, jnp.zeros_like(inverse) if mu is None else mu, inverse, scale)
 
 
 def _normalise_tangent(
     dx: jax.Array, dscale: jax.Array, dshift: jax.Array, x: jax.Array, mu: jax.Array, inverse: jax.Array,
     scale: jax.Array, static: Over,
 ) -> jax.Array:  # fmt: skip
-    normal = (widened(x) - mu) * inverse
-    return (_project(static, (normal, inverse), dx) * scale + normal * dscale + dshift).astype(x.dtype)
+    normal = _normal(x, mu, inverse)
+    projected = _project(static, (normal, inverse), dx)
+    return _affine_tangent(None, (normal, scale), projected, dscale, dshift).astype(x.dtype)
 
 
 def _normalise_cotangent(
     g: jax.Array, x: jax.Array, mu: jax.Array, inverse: jax.Array, scale: jax.Array, static: Over
 ) -> tuple[jax.Array, ...]:
-    """dx = (1/σ) (I − 11ᵀ/m − x̂x̂ᵀ/m) (scale · g); dscale = Σ g · x̂ and dshift = Σ g over all that share one scale."""
-    normal, g = (widened(x) - mu) * inverse, widened(g)
-    shared = tuple(axis for axis, n in enumerate(scale.shape) if n == 1)
-    dscale, dshift = (g * normal).sum(shared, keepdims=True), g.sum(shared, keepdims=True)
-    return _project(static, (normal, inverse), scale * g).astype(x.dtype), dscale, dshift
+    """dx = (1/σ) (I − 11ᵀ/m − x̂x̂ᵀ/m) (scale · g), and the gradients of scale and shift."""
+    normal = _normal(x, mu, inverse)
+    scaled, dscale, dshift = _affine_cotangent(None, (normal, scale), g)
+    return _project(static, (normal, inverse), scaled).astype(x.dtype), dscale, dshift
 
 
 def _native(over: Over, depth: int, *arrays: Any) -> Any:
