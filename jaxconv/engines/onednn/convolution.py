@@ -34,10 +34,22 @@ class Layer(NamedTuple):
     outputs: int
 
 
-def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> str | None:
-    """Why oneDNN does not take a call; None if it does."""
-    if off := loading.why_off():
-        return f"the native engine is off: {off}"
+class Answer(NamedTuple):
+    """Whether oneDNN takes a call, and what it calls that which computes it, or why not."""
+
+    taken: bool
+    text: str
+
+
+def answer(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> Answer:
+    """Whether oneDNN takes a call, where the engine is on; `result` is the dtype of the result, None for `dtype`."""
+    if why_not := _refusal(map, dtype, result, geometry):
+        return Answer(False, why_not)
+    return _asked(_described(map, dtype, result or dtype, geometry, layer))
+
+
+def _refusal(map: str, dtype: Any, result: Any, geometry: Geometry) -> str | None:
+    """Why a call is none that oneDNN could be asked about."""
     if jnp.dtype(dtype) not in DTYPES:
         return f"oneDNN computes in float32, bfloat16 and float16, not in {jnp.dtype(dtype)}"
     if result is not None and jnp.dtype(result) not in (jnp.dtype(dtype), jnp.dtype("float32")):
@@ -50,13 +62,7 @@ def refusal(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer)
         return "oneDNN has no negative padding"
     if map == "kernel_grad" and any(_idle(axis, tap) for axis in geometry.axes for tap in range(axis.k)):
         return "oneDNN leaves unwritten what belongs to a tap that reads nothing but padding"
-    answer = _asked(_described(map, dtype, result or dtype, geometry, layer))
-    return None if answer.implementation else f"oneDNN says: {answer.text}"
-
-
-def implementation(map: str, dtype: Any, result: Any, geometry: Geometry, layer: Layer) -> str:
-    """What oneDNN calls that which computes a call that it takes."""
-    return _asked(_described(map, dtype, result or dtype, geometry, layer)).text
+    return None
 
 
 def optimised(implementation: str) -> bool:
@@ -103,17 +109,11 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class Answer(NamedTuple):
-    """Whether oneDNN has an implementation, and its name or why not."""
-
-    implementation: bool
-    text: str
-
-
 @functools.lru_cache(maxsize=1 << 14)
 def _asked(description: tuple[int, ...]) -> Answer:
     numbers = (ctypes.c_int64 * len(description))(*description)
     text = ctypes.create_string_buffer(1024)
     probe = loading.library().jaxconv_onednn_probe
     failed = probe(numbers, ctypes.c_int64(len(description)), text, ctypes.c_int64(len(text)))
-    return Answer(not failed, text.value.decode(errors="replace"))
+    said = text.value.decode(errors="replace")
+    return Answer(False, f"oneDNN says: {said}") if failed else Answer(True, said)

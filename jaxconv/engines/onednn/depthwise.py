@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.engines.onednn import loading
 from jaxconv.geometry import Geometry
 
 TARGET = "jaxconv_depthwise_kernel_grad"
@@ -24,8 +23,6 @@ _FEWEST_CHANNELS = 16
 
 def refusal(dtype: Any, result: Any, geometry: Geometry, inputs: int, outputs: int) -> str | None:
     """Why the kernel does not take a kernel gradient; None if it does."""
-    if off := loading.why_off():
-        return f"the native engine is off: {off}"
     if not geometry.groups == inputs == outputs:
         return "it has one channel per group"
     if inputs < _FEWEST_CHANNELS or not 1 <= geometry.rank <= _MOST_AXES:

@@ -155,17 +155,17 @@ def _preload() -> None:
     load of 2.4 to 7; jax 0.10.2, 2026-11-26; two processes a value, one of 0): with GOMP_SPINCOUNT 0 a step took 51 ms,
     with 1,000 54 and 106, with 10,000 118 and 127, with libgomp's own 300,000 214 and 249, as long as without oneDNN.
     """
+    from jaxconv.engines.onednn import building  # not at the top: see `_loaded`
+
     try:
-        files = importlib.metadata.files("onednn-cpu-gomp") or []
-    except importlib.metadata.PackageNotFoundError:
+        dnnl = building.packaged("onednn-cpu-gomp", "libdnnl.so.3")
+    except building.Unbuildable:  # then the linker says what is missing
         return
     passive = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     if passive:
         os.environ["GOMP_SPINCOUNT"] = SPIN
     try:
-        for file in files:
-            if file.name == "libdnnl.so.3":
-                ctypes.CDLL(str(file.locate()))
+        ctypes.CDLL(str(dnnl))
     finally:
         if passive:
             del os.environ["GOMP_SPINCOUNT"]

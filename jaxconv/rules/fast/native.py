@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxconv.engines.onednn import convolution, depthwise
+from jaxconv.engines.onednn import convolution, depthwise, loading
 from jaxconv.engines.onednn.convolution import Layer
 from jaxconv.geometry import Geometry
 from jaxconv.rules.fast import products
@@ -35,8 +35,8 @@ FEW = 9
 DEPTHWISE = "dw"
 
 
-def beaten(call: Call, implementation: str) -> str | None:
-    """Why a formulation inside XLA is faster than this implementation of oneDNN's, where one is."""
+def beaten(call: Call, implementation: str) -> str:
+    """Why a formulation inside XLA is faster than this implementation of oneDNN's; empty where none is."""
     geometry, taps = call.geometry, math.prod(call.geometry.taps)
     if geometry.groups > 1 and geometry.groups == call.inputs == call.outputs:
         if DEPTHWISE not in implementation:  # 96 of 7×7 0.46, 240 of 5×5 0.68, 3-D 0.16 to 1.1, 1-D 0.08 to 0.48
@@ -51,7 +51,7 @@ def beaten(call: Call, implementation: str) -> str | None:
             return "windows tile x: δ · Wᵀ is a reshaped dx"
     elif call.map == "kernel_grad" and taps == 1 and call.outputs % LANES:  # 96→24 0.45, where 96→384 has 1.1
         return f"{call.outputs} output channels, which {LANES} does not divide"
-    return None
+    return ""
 
 
 def offer(call: Call) -> Formulation | str:
@@ -60,17 +60,18 @@ def offer(call: Call) -> Formulation | str:
         return "XLA was asked for"
     if call.platform != PLATFORM:
         return "oneDNN computes on CPUs, in programs that XLA does not split over devices"
-    layer, stride = Layer(call.batch, call.inputs, call.outputs), call.geometry.stride
-    why_not = convolution.refusal(call.map, call.dtype, call.result, call.geometry, layer)
-    name = "" if why_not else convolution.implementation(call.map, call.dtype, call.result, call.geometry, layer)
-    if call.map == "kernel_grad" and DEPTHWISE not in name and _own_takes(call):
+    if off := loading.why_off():
+        return f"the native engine is off: {off}"
+    layer = Layer(call.batch, call.inputs, call.outputs)
+    taken, said = convolution.answer(call.map, call.dtype, call.result, call.geometry, layer)
+    if call.map == "kernel_grad" and not (taken and DEPTHWISE in said) and _own_takes(call):
         why = "one channel per group: one walk over x and δ, a row for all taps at once"
         return Formulation("depthwise", _depthwise, why, "64 partial sums of dw")
-    if why_not:
-        return why_not
-    if call.engine == "auto" and not convolution.optimised(name):
-        return f"oneDNN has nothing better than {name}"
-    single = math.prod(call.geometry.taps) == 1 < max(stride) and call.map != "kernel_grad"
+    if not taken:
+        return said
+    if call.engine == "auto" and not convolution.optimised(said):
+        return f"oneDNN has nothing better than {said}"
+    single = math.prod(call.geometry.taps) == 1 < max(call.geometry.stride) and call.map != "kernel_grad"
     if call.engine == "auto" and single and jnp.dtype(call.dtype).itemsize >= 4:
         # 256→512 and 64→128: 0.7 to 0.9 here, where an Intel Xeon has 1.3 to 1.5. In 16 bits XLA is slower still.
         return "one tap with a stride is oneDNN's on some CPUs and XLA's on others"
@@ -78,7 +79,8 @@ def offer(call: Call) -> Formulation | str:
     layout, last = call.geometry.layout, call.geometry.channels_last().layout
     if (layout.x, layout.y) != (last.x, last.y):
         holds = f"x and y channels-last, {holds}"
-    return Formulation("onednn", compute, f"oneDNN's {name}", holds, pays=beaten(call, name) is None, any_layout=True)
+    why_not = beaten(call, said)
+    return Formulation("onednn", compute, f"oneDNN's {said}", holds, not why_not, why_not, any_layout=True)
 
 
 def _own_takes(call: Call) -> bool:
