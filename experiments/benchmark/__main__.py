@@ -1,4 +1,4 @@
-"""Race hand-written gradients against JAX's own, Flax and PyTorch: layers, pools and whole training steps.
+"""Race hand-written gradients against JAX's own, Flax, Equinox and PyTorch: layers, pools and whole training steps.
 
     python -m experiments.benchmark                                 # everything
     python -m experiments.benchmark --filter "8x56.*kernel_grad"    # rows whose name matches
@@ -41,12 +41,13 @@ from experiments.memory import VARIABLE, in_large_pages
 from experiments.stopping import raise_on_signals, received
 from experiments.train import UsageError
 
+PACKAGES = ("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
 QUICK = Budget(seconds=0.2, least=2, most=10)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Race hand-written gradients against JAX's own, Flax and PyTorch."""
+    """Race hand-written gradients against JAX's own, Flax, Equinox and PyTorch."""
 
     filter: str = ""
     """Only rows whose name matches this regular expression; × may be written x, ² ^2 and → ->."""
@@ -54,8 +55,9 @@ class Options:
     """Who computes jaxconv's convolutions; pools, dense layers and whole networks choose for themselves."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of all arrays; in training steps the weights stay float32."""
-    columns: tuple[Literal["xla", "flax", "torch"], ...] | None = None
-    """Beside jaxconv and jax.grad; by default what is installed. "xla" is jaxconv without its native engine."""
+    columns: tuple[Literal["xla", "flax", "flax+manual", "equinox", "equinox+manual", "torch"], ...] | None = None
+    """Beside jaxconv and jax.grad; by default what is installed. "xla" is jaxconv without its native engine, "+manual"
+    another library's network with jaxconv's rules in it; Equinox has networks only."""
     seconds: float = 3.0
     """How long the columns of a row take turns, within 7 and 100 rounds."""
     batch: int = 1
@@ -92,7 +94,8 @@ def opened(options: Options) -> dict[str, Any]:
     """The report so far: that of an earlier run in the same setting, or a new one."""
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
-        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "torch") | {VARIABLE: os.environ.get(VARIABLE)},
+        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
+        | {VARIABLE: os.environ.get(VARIABLE)},
         "dtype": options.dtype,
         "engine": options.engine,
         "batch": options.batch,
@@ -173,7 +176,7 @@ def run(options: Options, console: Console, stop: Callable[[], None] = lambda: N
 
 
 def main() -> int:
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     stop = raise_on_signals()
     try:
         return run(tyro.cli(Options, description=__doc__), console, stop)

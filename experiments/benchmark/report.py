@@ -16,14 +16,19 @@ from experiments.plots import save
 # A row is slower, or takes more memory, than JAX's own gradient when it is beyond these.
 SLOWER = 0.95
 LARGER = 1.25
-_GREYS = {"flax": ("o", "white"), "torch": ("D", "black")}
+_GREYS = {
+    "flax": ("o", "white"), "flax+manual": ("o", "black"),
+    "equinox": ("s", "white"), "equinox+manual": ("s", "black"),
+    "torch": ("D", "black"),
+}  # fmt: skip
 
 
 def _grid(columns: tuple[str, ...]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=54)
     for column in ("ms", *columns, "memory"):
-        grid.add_column(width=20 if column == REFERENCE else 10, justify="right", no_wrap=True)
+        width = 20 if column == REFERENCE else max(10, len(column) + 2)
+        grid.add_column(width=width, justify="right", no_wrap=True)
     return grid
 
 

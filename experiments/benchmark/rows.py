@@ -13,6 +13,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+import jaxconv
 from experiments.benchmark import maps
 from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
 from experiments.benchmark.race import Budget, Contestant, agree, contestant, race, ratios, spread
@@ -22,7 +23,9 @@ from jaxconv.engines.onednn import loading
 OURS, REFERENCE = "jaxconv", "jax.grad"
 # Ours without an engine, so that XLA alone computes.
 WITHOUT = "xla"
-PEERS = (WITHOUT, "flax", "torch")
+# A library's own network, and the same with this library's rules in it.
+MANUAL = "+manual"
+PEERS = (WITHOUT, "flax", f"flax{MANUAL}", "equinox", f"equinox{MANUAL}", "torch")
 RULES = {OURS: "fast", REFERENCE: "autodiff", WITHOUT: "fast"}
 # How far two columns may be apart: a few roundings. In the whole gradient of a deep network there are many, and they
 # put one ReLU in a million on the other side of its kink, which alone moves a gradient by a thousandth.
@@ -60,7 +63,7 @@ class Row:
 
 def installed() -> tuple[str, ...]:
     """The peers that can be measured here: PyTorch only on the kind of device that JAX uses."""
-    found = [peer for peer in PEERS if peer != WITHOUT and importlib.util.find_spec(peer)]
+    found = [peer for peer in PEERS if peer != WITHOUT and importlib.util.find_spec(peer.removesuffix(MANUAL))]
     if jax.default_backend() == "cpu" and loading.why_off() is None:
         found.insert(0, WITHOUT)
     if "torch" in found and jax.default_backend() != "cpu":
@@ -84,6 +87,8 @@ def conv_row(layer: Conv, program: str) -> Row:
             from experiments.benchmark import peers_torch
 
             return peers_torch.conv(layer, program, setting.dtype)
+        if column not in (*RULES, "flax"):
+            return {}
         if column == "flax":
             from experiments.benchmark import peers_flax
 
@@ -102,6 +107,8 @@ def pool_row(layer: Pool, program: str) -> Row:
             from experiments.benchmark import peers_torch
 
             return peers_torch.pool(layer, program, setting.dtype)
+        if column not in (*RULES, "flax"):
+            return {}
         if column == "flax":
             from experiments.benchmark import peers_flax
 
@@ -115,21 +122,38 @@ def pool_row(layer: Pool, program: str) -> Row:
     return Row(f"{layer.name} {program}", "pool", build)
 
 
+def _flax(network: Network, params: Any, state: Any, x: Any) -> tuple[Any, Any, Any, Any]:
+    from experiments.benchmark import peers_flax
+
+    module, params, state = peers_flax.twin(network.net, dict(network.options), params, state, x, train=True)
+    return peers_flax.objective(module), params, state, x
+
+
+def _equinox(network: Network, params: Any, state: Any, x: Any) -> tuple[Any, Any, Any, Any]:
+    from experiments.benchmark import peers_equinox
+
+    module, state = peers_equinox.twin(network.net, dict(network.options), params, network.image)
+    return *peers_equinox.objective(module), state, peers_equinox.images(x)
+
+
+# A network and its arrays in another library: the loss, parameters, state and images.
+TWINS: dict[str, Callable[..., tuple[Any, Any, Any, Any]]] = {"flax": _flax, "equinox": _equinox}
+
+
 def step_row(network: Network) -> Row:
     def build(column: str, setting: Setting) -> dict[str, Contestant]:
         params, state, x, labels = network.arrays()
-        options = dict(network.options)
         if column == "torch":
             from experiments.benchmark import nets_torch
 
-            module = nets_torch.twin(network.net, options, params, network.image)
+            module = nets_torch.twin(network.net, dict(network.options), params, network.image)
             optimizer = nets_torch.optimizer(network.optimizer, RATES[network.optimizer], module)
             return {"": nets_torch.training(module, optimizer, x, labels, setting.dtype)}
-        if column == "flax":
-            from experiments.benchmark import peers_flax
-
-            module, params, state = peers_flax.twin(network.net, options, params, state, x, train=True)
-            own = training(peers_flax.objective(module), network.optimizer, params, state, x, labels, setting.dtype)
+        if column not in RULES:
+            peer, mode, _ = column.partition(MANUAL)
+            loss, params, state, x = TWINS[peer](network, params, state, x)
+            loss = jaxconv.manual(loss, engine=setting.engine) if mode else loss
+            own = training(loss, network.optimizer, params, state, x, labels, setting.dtype)
             return {"": dataclasses.replace(own, result=None)}  # another tree; a test compares the networks
         loss = objective(network.layer(), RULES[column])
         return {"": training(loss, network.optimizer, params, state, x, labels, setting.dtype)}
@@ -197,7 +221,7 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
         best.setdefault(name.partition("/")[0], name)
     columns = [column for column in (OURS, REFERENCE, *peers) if column in best]
     ours = times[best[OURS]]
-    compiled = [column for column in RULES if column in best]
+    compiled = [column for column in columns if contestants[best[column]].compile_seconds is not None]
     memory = {column: contestants[best[column]].temporary_bytes for column in compiled}
     return outcome | {
         "rounds": len(ours),

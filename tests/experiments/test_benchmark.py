@@ -33,6 +33,8 @@ from experiments.train import UsageError
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 QUIET = Console(quiet=True)
 PEERS = rows.installed()
+# Equinox has networks only, and manual is about networks.
+LAYERS = {"jaxconv", "jax.grad"} | {peer for peer in PEERS if peer in ("xla", "flax", "torch")}
 TINY = Conv(2, (6, 6), 2, 3, 3)
 
 
@@ -70,13 +72,13 @@ def test_the_columns_of_a_layer_agree(layer: Conv, program: str) -> None:
     x, w, g = layer.shrunk().arrays()
     y = jax.eval_shape(maps.lax_conv(layer.shrunk()), x, w)
     assert y.shape == g.shape
-    assert columns_of(conv_row(layer.shrunk(), program)) == {"jaxconv", "jax.grad", *PEERS}
+    assert columns_of(conv_row(layer.shrunk(), program)) == LAYERS
 
 
 @pytest.mark.parametrize("program", maps.POOL_PROGRAMS)
 @pytest.mark.parametrize("pool", POOLS, ids=lambda pool: pool.name)
 def test_the_columns_of_a_pool_agree(pool: Pool, program: str) -> None:
-    assert columns_of(pool_row(pool.shrunk(), program)) == {"jaxconv", "jax.grad", *PEERS}
+    assert columns_of(pool_row(pool.shrunk(), program)) == LAYERS
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -121,6 +123,36 @@ def test_flax_has_the_same_network(network: Network) -> None:
     assert jax.tree.map(jnp.shape, loss[1]) == jax.tree.map(jnp.shape, peers_flax.renamed(ours[1]))
 
 
+@pytest.mark.parametrize(
+    "network", [pytest.param(step, id=step.title, marks=thorough(step.net != "resnet18")) for step in STEPS]
+)
+def test_equinox_has_the_same_network(network: Network) -> None:
+    """The same loss from the same parameters, channels first; with dropout, in inference."""
+    peers_equinox = pytest.importorskip("experiments.benchmark.peers_equinox", exc_type=ImportError)
+    small, train = network.shrunk(), network.net != "cnn"
+    params, state, x, labels = small.arrays()
+    module, their_state = peers_equinox.twin(small.net, dict(small.options), params, small.image)
+    module = module if train else peers_equinox.eqx.nn.inference_mode(module)
+    ours = jax.jit(objective(small.layer(), "fast", train=train))(params, state, x, labels, jax.random.key(0))
+    loss, theirs = peers_equinox.objective(module)
+    found = jax.jit(loss)(theirs, their_state, peers_equinox.images(x), labels, jax.random.key(0))
+    np.testing.assert_allclose(found[0], ours[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("peer", rows.TWINS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(step, id=step.title, marks=thorough(step.net == "cnn")) for step in STEPS]
+)
+def test_manual_changes_no_step_of_another_library(network: Network, peer: str) -> None:
+    """The loss and the gradient of every parameter."""
+    pytest.importorskip(peer, exc_type=ImportError)
+    params, state, x, labels = network.shrunk().arrays()
+    loss, *arrays = rows.TWINS[peer](network.shrunk(), params, state, x)
+    args = (*arrays, labels, jax.random.key(0))
+    found, expected = (jax.jit(jax.value_and_grad(f, has_aux=True))(*args) for f in (jaxconv.manual(loss), loss))
+    assert distance(found, expected) < 1e-4
+
+
 @pytest.mark.parametrize("network", STEPS, ids=lambda network: network.title)
 def test_torch_has_the_same_network(network: Network) -> None:
     torch = pytest.importorskip("torch")
@@ -142,6 +174,16 @@ def flax_size(network: Network, params: Any, state: Any) -> int:
     return sum(a.size for a in jax.tree.leaves(own))
 
 
+def equinox_size(network: Network, params: Any, state: Any) -> int:
+    peers_equinox = peer_module("equinox")
+
+    def own(params: Any) -> Any:
+        module, _ = peers_equinox.twin(network.net, dict(network.options), params, network.image)
+        return peers_equinox.objective(module)[1]
+
+    return sum(a.size for a in jax.tree.leaves(jax.eval_shape(own, params)))
+
+
 def torch_size(network: Network, params: Any, state: Any) -> int:
     nets_torch = peer_module("torch")
     with nets_torch.torch.device("meta"):
@@ -151,11 +193,11 @@ def torch_size(network: Network, params: Any, state: Any) -> int:
 
 def peer_module(peer: str) -> Any:
     """Where a peer's networks are, if it is installed."""
-    name = {"flax": "peers_flax", "torch": "nets_torch"}[peer]
+    name = {"flax": "peers_flax", "equinox": "peers_equinox", "torch": "nets_torch"}[peer]
     return pytest.importorskip(f"experiments.benchmark.{name}", reason=f"{peer} is not installed", exc_type=ImportError)
 
 
-@pytest.mark.parametrize("size", [flax_size, torch_size], ids=["flax", "torch"])
+@pytest.mark.parametrize("size", [flax_size, equinox_size, torch_size], ids=["flax", "equinox", "torch"])
 @pytest.mark.parametrize("network", STEPS, ids=lambda network: network.title)
 def test_the_networks_that_are_raced_have_the_same_parameters(network: Network, size: Callable[..., int]) -> None:
     """In full size, without arrays; a twin refuses parameters that are not all of its own."""
@@ -164,12 +206,13 @@ def test_the_networks_that_are_raced_have_the_same_parameters(network: Network, 
     assert size(network, params, state) == sum(a.size for a in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("peer", ["flax", "torch"])
+@pytest.mark.parametrize("peer", ["flax", "equinox", "torch"])
 def test_a_twin_with_other_parameters_is_refused(peer: str) -> None:
     wide, narrow = (dataclasses.replace(STEPS[1].shrunk(), options={"width": width}) for width in (4, 2))
     params, state, x, _ = wide.arrays()
     twin = partial(peer_module(peer).twin, "resnet18", dict(narrow.options), params)
-    rest = {"flax": partial(twin, state, x, train=True), "torch": partial(twin, narrow.image)}
+    image = partial(twin, narrow.image)
+    rest = {"flax": partial(twin, state, x, train=True), "equinox": image, "torch": image}
     with pytest.raises(ValueError, match="twin of resnet18 has other param"):
         rest[peer]()
 
@@ -318,14 +361,13 @@ def test_a_run_writes_its_report_and_its_picture(tmp_path: Path) -> None:
     assert ("driver" in content["machine"]) == (jax.default_backend() == "gpu")
     (row,) = content["rows"]
     assert row["row"] == "2×6², 2→3, 3/1 forward" and row["rounds"] >= 2 and not row["failed"] and row["date"]
-    assert row["ms"].keys() == {"jaxconv", "jax.grad", *PEERS}
-    assert row["ratio"].keys() == {"jax.grad", *PEERS}
+    assert row["ms"].keys() == LAYERS
+    assert row["ratio"].keys() == LAYERS - {"jaxconv"}
     for spread in (*row["ms"].values(), *row["ratio"].values()):
         assert 0 < spread["p10"] <= spread["median"] <= spread["p90"]
-    compiled = {"jaxconv", "jax.grad"} | ({"xla"} & set(PEERS))
-    assert row["temporary_bytes"].keys() == row["compile_seconds"].keys() == compiled
+    assert row["temporary_bytes"].keys() == row["compile_seconds"].keys() == LAYERS - {"torch"}
     assert row["variant"].keys() == {"torch"} & set(PEERS)
-    assert content["summary"]["geometric_mean"].keys() == {"jax.grad", *PEERS}
+    assert content["summary"]["geometric_mean"].keys() == LAYERS - {"jaxconv"}
     assert (tmp_path / "deep" / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     printed = console.export_text()
     assert "2×6², 2→3, 3/1 forward" in printed and "geometric mean of their time / ours: jax.grad" in printed
