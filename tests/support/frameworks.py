@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxconv import manual
 from jaxconv.engines.onednn import loading
 from jaxconv.transforms.program import equations
 
@@ -74,3 +79,28 @@ def _numbers(a: jax.Array) -> np.ndarray:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(a))
     return np.asarray(a).astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else np.asarray(a)
+
+
+def assert_manual_changes_nothing(f: Callable[..., Any], *args: Any, replaced: bool = True) -> None:
+    """The value of f and its gradient for all arguments, float64, for a random cotangent; and no gradient is JAX's."""
+    value = jax.eval_shape(f, *args)
+    g = np.random.default_rng(0).standard_normal(value.shape)
+
+    def weighted(*args: Any) -> Any:
+        return (f(*args) * g).sum()
+
+    gradient = functools.partial(jax.value_and_grad, argnums=tuple(range(len(args))))
+    with contextlib.nullcontext() if replaced else pytest.warns(UserWarning, match="nothing in weighted is replaced"):
+        by_rules = jax.jit(gradient(manual(weighted, engine="xla")))
+        got = by_rules(*args)
+        assert_same(got, jax.jit(gradient(weighted))(*args))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = primitives(gradient(manual(weighted)), *args)
+    assert bool(ours(found)) == replaced and not JAX_GRADIENTS & found.keys()
+
+
+def sampled(cases: dict[str, Any], every: int) -> list[Any]:
+    """The cases of a table for `parametrize`, all but every so many of them for `-m thorough`."""
+    marks = [() if i % every == 0 else pytest.mark.thorough for i in range(len(cases))]
+    return [pytest.param(*case, id=name, marks=mark) for (name, case), mark in zip(cases.items(), marks, strict=True)]
