@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.support.frameworks import assert_manual_changes_nothing, sampled
+from tests.support.frameworks import assert_layer, sampled
 
 eqx = pytest.importorskip("equinox")
 nn = eqx.nn
 KEY = jax.random.key(0)
+Case = tuple[Any, tuple[int, ...]]
 SIZES = (7, 6, 5)
 
 
@@ -40,7 +41,7 @@ class Rows(eqx.Module):
         return jax.vmap(jax.vmap(self.linear))(x)
 
 
-CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
+CASES: dict[str, Case] = {
     "Conv1d": conv(1),
     "Conv1d, SAME_LOWER, even": conv(1, taps=4, padding="SAME_LOWER"),
     "Conv1d, stride": conv(1, stride=2, padding=2),
@@ -80,7 +81,7 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "Pool, minimum": pool("Pool", jnp.inf, lax.min, num_spatial_dims=2, kernel_size=3, stride=2, padding=1),
     "Pool, sum": pool("Pool", 0, lax.add, num_spatial_dims=1, kernel_size=3, stride=2),
 }
-STAY: dict[str, tuple[Any, tuple[int, ...]]] = {
+STAY: dict[str, Case] = {
     "AdaptiveAvgPool1d": pool("AdaptiveAvgPool1d", 3),
     "AdaptiveMaxPool2d": pool("AdaptiveMaxPool2d", (3, 4)),
     "AdaptiveAvgPool3d": pool("AdaptiveAvgPool3d", (2, 3, 2)),
@@ -103,14 +104,16 @@ def arguments(layer: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     return eqx.filter(layer, eqx.is_inexact_array), np.random.default_rng(1).standard_normal((2, *shape))
 
 
-@pytest.mark.parametrize(("layer", "shape"), sampled(CASES, 5))
-def test_a_layer_with_rules(layer: Any, shape: tuple[int, ...]) -> None:
-    assert_manual_changes_nothing(batched(layer), *arguments(layer, shape))
+@pytest.mark.parametrize("case", sampled(CASES, 5))
+def test_a_layer_with_rules(case: Case) -> None:
+    layer, shape = case
+    assert_layer(batched(layer), *arguments(layer, shape))
 
 
-@pytest.mark.parametrize(("layer", "shape"), sampled(STAY, 8))
-def test_a_layer_that_stays(layer: Any, shape: tuple[int, ...]) -> None:
-    assert_manual_changes_nothing(batched(layer), *arguments(layer, shape), replaced=False)
+@pytest.mark.parametrize("case", sampled(STAY, 8))
+def test_a_layer_that_stays(case: Case) -> None:
+    layer, shape = case
+    assert_layer(batched(layer), *arguments(layer, shape), rules=False)
 
 
 def test_all_layers_are_in_the_table() -> None:

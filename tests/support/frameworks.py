@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections import Counter
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxconv import manual
+import jaxconv
 from jaxconv.engines.onednn import loading
 from jaxconv.transforms.program import equations
 
@@ -81,26 +80,25 @@ def _numbers(a: jax.Array) -> np.ndarray:
     return np.asarray(a).astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else np.asarray(a)
 
 
-def assert_manual_changes_nothing(f: Callable[..., Any], *args: Any, replaced: bool = True) -> None:
-    """The value of f and its gradient for all arguments, float64, for a random cotangent; and no gradient is JAX's."""
-    value = jax.eval_shape(f, *args)
-    g = np.random.default_rng(0).standard_normal(value.shape)
+def assert_layer(layer: Callable[..., Any], *args: Any, rules: bool = True) -> None:
+    """A layer and its gradients through `manual` are its own; `rules` says whether any of ours is in them."""
 
-    def weighted(*args: Any) -> Any:
-        return (f(*args) * g).sum()
+    def results(layer: Callable[..., Any], *args: Any) -> Any:
+        y, transposed = jax.vjp(layer, *args)
+        return y, transposed(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
-    gradient = functools.partial(jax.value_and_grad, argnums=tuple(range(len(args))))
-    with contextlib.nullcontext() if replaced else pytest.warns(UserWarning, match="nothing in weighted is replaced"):
-        by_rules = jax.jit(gradient(manual(weighted, engine="xla")))
-        got = by_rules(*args)
-        assert_same(got, jax.jit(gradient(weighted))(*args))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        found = primitives(gradient(manual(weighted)), *args)
-    assert bool(ours(found)) == replaced and not JAX_GRADIENTS & found.keys()
+        warnings.simplefilter("error" if rules else "ignore")  # that nothing is replaced
+        got = functools.partial(results, jaxconv.manual(layer))
+        found = primitives(got, *args)
+        assert bool(ours(found)) == rules, found
+        assert not rules or not JAX_GRADIENTS & found.keys(), found
+        assert_same(jax.jit(got)(*args), jax.jit(functools.partial(results, layer))(*args))
 
 
-def sampled(cases: dict[str, Any], every: int) -> list[Any]:
-    """The cases of a table for `parametrize`, all but every so many of them for `-m thorough`."""
-    marks = [() if i % every == 0 else pytest.mark.thorough for i in range(len(cases))]
-    return [pytest.param(*case, id=name, marks=mark) for (name, case), mark in zip(cases.items(), marks, strict=True)]
+def sampled(cases: dict[str, Any], every: int = 8) -> list[Any]:
+    """The cases of a table as parameters: a few of them, and the rest where all are asked for."""
+    return [
+        pytest.param(case, id=name, marks=[pytest.mark.thorough] if i % every else [])
+        for i, (name, case) in enumerate(cases.items())
+    ]
