@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import train, tune_models
-from jaxconv import load_rules
+from jaxconv import load_rules, softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -26,8 +26,12 @@ def test_rules_of_a_network_are_written_and_train(tmp_path: Path, monkeypatch: p
     rules = load_rules(tmp_path / "tuned" / "lenet5.json")
     assert len(rules.table.entries) == 14 and "onednn" not in str(rules)
     used: list[Any] = []
-    monkeypatch.setattr(train, "softmax_cross_entropy", lambda *a, rules, **k: used.append(rules) or loss(*a, **k))
-    loss = __import__("jaxconv").softmax_cross_entropy
+
+    def loss(*args: Any, rules: Any, **options: Any) -> Any:
+        used.append(rules)
+        return softmax_cross_entropy(*args, rules=rules, **options)
+
+    monkeypatch.setattr(train, "softmax_cross_entropy", loss)
     summary = train.run(
         train.Config(data="digits", epochs=1, rules=tmp_path / "tuned" / "lenet5.json"), Console(quiet=True)
     )
@@ -38,5 +42,5 @@ def test_a_file_without_rules_is_refused(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(train.UsageError, match=f"--rules: .*{said}"):
             train.run(train.Config(rules=path), Console(quiet=True))
-    with pytest.raises(train.UsageError, match="--out .* does not exist"):
+    with pytest.raises(train.UsageError, match=r"--out .* does not exist"):
         tune_models.main(tune_models.Options(out=tmp_path / "no" / "folder"), Console(quiet=True))

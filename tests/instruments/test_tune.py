@@ -227,7 +227,7 @@ def test_plan_tells(rules: TunedRules) -> None:
     plan = jaxconv.plan((3, 6, 6, 2), (3, 3, 2, 4), rules=mine, **options)
     assert (plan.conv.formulation, plan.conv.why) == ("lax", "measured to be the fastest here")
     assert plan.input_grad == jaxconv.plan((3, 6, 6, 2), (3, 3, 2, 4), **options).input_grad  # was not measured
-    with pytest.raises(ValueError, match="^plan: rules must be \"fast\" or what tune returns, but is 'rotated'"):
+    with pytest.raises(ValueError, match=r"^plan: rules must be .fast. or what tune returns, but is 'rotated'"):
         jaxconv.plan((3, 6, 6, 2), (3, 3, 2, 4), rules="rotated")
 
 

@@ -151,7 +151,7 @@ def test_candidates_are_the_chosen_one_lax_and_whatever_else_is_legal(platform: 
             assert not any(f.pays for f in every[names.index("lax") + 1 :]), case
             legal |= {(name, f.name) for f in every}
     assert legal == {
-        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases")),
+        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases", "border")),
         *(("input_grad", name) for name in ("lax", "product", "fold", "full")),
         *(("kernel_grad", name) for name in ("lax", "product", "shifts", "blocks", "patches")),
     }
@@ -183,7 +183,7 @@ def test_a_call_is_chosen_for_once_and_knows_of_a_turned_kernel(layer: str, monk
     case, expected = ONCE[layer]
     asked: list[Call] = []
     chosen = choice.chosen
-    monkeypatch.setattr(choice, "chosen", lambda call: (asked.append(call), chosen(call))[1])
+    monkeypatch.setattr(choice, "chosen", lambda call, table: (asked.append(call), chosen(call, table))[1])
     for (name, call), times in zip(calls(case).items(), expected, strict=True):
         asked.clear()
         f = partial(getattr(fast, name), geometry=call.geometry, platform="cpu")
