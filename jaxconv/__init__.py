@@ -11,7 +11,7 @@ What stands where; each imports only what stands above it:
 
 and beside the layers, from ops, the instruments:
 
-    transforms    a traced program read in several ways: automatic, per_example_grad_norms
+    transforms    a traced program read in several ways: automatic, manual, per_example_grad_norms
     gradcheck     check        comparison    compare        explanation   explain
     commands      python -m jaxconv
 """
@@ -40,7 +40,7 @@ from jaxconv.ops.pad import pad
 from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.rules import ConvRules
-from jaxconv.transforms import automatic, per_example_grad_norms
+from jaxconv.transforms import automatic, manual, per_example_grad_norms
 
 __all__ = [
     "ConvRules",
@@ -71,6 +71,7 @@ __all__ = [
     "layers",
     "leaky_relu",
     "lp_pool",
+    "manual",
     "max_pool",
     "max_unpool",
     "mean_squared_error",

@@ -27,7 +27,7 @@ from jaxconv.gradcheck.problem import (
     wide,
 )
 from jaxconv.gradcheck.yardstick import SAMPLES, Yardstick, at_kink, large, magnitude, ratios
-from jaxconv.transforms import automatic
+from jaxconv.transforms.automatic import automatic
 
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([a-z][a-z-]*)\((?:.*custom_call_target=\"([^\"]*)\")?", re.M

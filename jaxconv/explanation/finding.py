@@ -18,7 +18,7 @@ from jaxconv.explanation.reading import Index, Product, Reader
 from jaxconv.explanation.verification import differ
 from jaxconv.explanation.writing import called
 from jaxconv.geometry import conv_geometry
-from jaxconv.transforms import automatic
+from jaxconv.transforms.automatic import automatic
 
 Call = Callable[[Any, Any], Any]
 

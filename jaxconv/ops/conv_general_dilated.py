@@ -16,7 +16,8 @@ from jax import lax
 
 from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.arguments import frozen
+from jaxconv.ops.arguments import Rules, frozen
+from jaxconv.ops.binding import bilinear, gradients_of
 from jaxconv.rules import CONV
 
 
@@ -74,11 +75,37 @@ def conv_general_dilated(
             batch_group_count, precision, preferred_element_type,
         )  # fmt: skip
         raise
-    geometry, dtype = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
-    if batch_group_count > 1:
-        lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_group_count)
-    y = primitives.bilinear(CONV, lhs, rhs, geometry, precision=frozen(precision), dtype=dtype)
+    resolved = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
+    y = _bound(lhs, rhs, *resolved, batch_group_count, frozen(precision), primitives.FAST, "auto")
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def rebound(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], rules: Rules, engine: str) -> jax.Array:
+    """`lax`'s primitive with the given parameters, its gradients those of `rules`; "autodiff" is no rule."""
+    dtype, groups = params["preferred_element_type"], params["batch_group_count"]
+    precision = frozen(params["precision"])
+    geometry, dtype = described(lhs, rhs, params)
+    y = _bound(lhs, rhs, geometry, dtype, groups, precision, gradients_of(rules), engine)
+    sharding = params.get("out_sharding")
+    return y if sharding is None else jax.sharding.reshard(y, sharding)
+
+
+def described(lhs: Any, rhs: Any, params: dict[str, Any]) -> tuple[Geometry, Any]:
+    """The geometry of `lax`'s primitive, its batch groups left out, and the dtype of its result."""
+    return _resolve(
+        lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, params["window_strides"], params["padding"],
+        params["lhs_dilation"], params["rhs_dilation"], params["dimension_numbers"], params["feature_group_count"],
+        params["batch_group_count"], frozen(params["precision"]), params["preferred_element_type"],
+    )  # fmt: skip
+
+
+def _bound(
+    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, dtype: Any, batch_groups: int, precision: Any, rules: Rules,
+    engine: str,
+) -> jax.Array:  # fmt: skip
+    if batch_groups > 1:
+        lhs, geometry = _batch_groups_as_feature_groups(lhs, geometry, batch_groups)
+    return bilinear(rules, CONV, geometry, lhs, rhs, engine=engine, precision=precision, dtype=dtype)
 
 
 def _ints(values: Any) -> Any:

@@ -66,7 +66,13 @@ def dense(
     if rules == "autodiff":
         y = forward.dense(x, w, precision=precision)
         return y if b is None else y + forward.bias(b, y.shape, y.ndim - 1)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = convolve(rows, w, _PRODUCT, rules, "auto", precision)
+    y = product(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), w, rules, precision=precision)
     y = y if b is None else add_bias(y, b, 1, rules)
     return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def product(
+    x: jax.Array, w: jax.Array, rules: Rules, *, engine: str = "auto", precision: Any = None, dtype: Any = None
+) -> jax.Array:
+    """A matrix product x w whose gradients are those of `rules`."""
+    return convolve(x, w, _PRODUCT, rules, engine, precision, dtype)

@@ -87,7 +87,7 @@ def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.
     return _at_winner.apply(t, winner, static=static)
 
 
-_MAX_POOL = Derivative(
+MAX_POOL = Derivative(
     primal=lambda static, x: forward.max_pool(x, static),
     forward=_max_pool_forward,
     tangent=_max_pool_tangent,
@@ -157,7 +157,7 @@ def max_pool(
     z, geometry, _ = pool_geometry("max_pool", x, window, stride, padding, dilation, ceil_mode, layout)
     check_rules("max_pool", rules)
     return_indices = boolean("max_pool", "return_indices", return_indices)
-    y = apply(rules, _MAX_POOL, geometry, z)
+    y = apply(rules, MAX_POOL, geometry, z)
     if not return_indices:
         return y
     _, winner = _remembered(lax.stop_gradient(z), static=geometry)

@@ -46,7 +46,7 @@ def _spread(g: jax.Array, static: Geometry) -> jax.Array:
     return spread.astype(g.dtype)
 
 
-_windows = primitives.linear_pair(
+WINDOW_SUM = primitives.linear_pair(
     "window_sum", _window_sum, _spread, native=(functools.partial(window, "sum"), functools.partial(window, "spread"))
 )
 
@@ -85,12 +85,12 @@ def _lp_forward(static: tuple[Geometry, float], x: jax.Array) -> Any:
 
 def _lp_tangent(static: tuple[Geometry, float], saved: Any, t: jax.Array) -> jax.Array:
     outer, inner = _lp_slopes(static[1], *saved)
-    return outer * _windows.apply(inner * widened(t), static=static[0])
+    return outer * WINDOW_SUM.apply(inner * widened(t), static=static[0])
 
 
 def _lp_cotangent(static: tuple[Geometry, float], saved: Any, g: jax.Array) -> tuple[jax.Array]:
     outer, inner = _lp_slopes(static[1], *saved)
-    return (inner * _windows.transpose(outer * widened(g), static=static[0]),)
+    return (inner * WINDOW_SUM.transpose(outer * widened(g), static=static[0]),)
 
 
 _LP_POOL = Derivative(

@@ -91,7 +91,7 @@ def _other(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         return primitives.plainly(eqn.primitive, *operands, **eqn.params)
     if not any(map(has_rules, programs(eqn))):
         return bind(eqn, operands, eqn.params)
-    return within(eqn, operands, eqn.params, plainly, lambda aval: aval)
+    return within(eqn, operands, eqn.params, plainly)
 
 
 _evaluate = by_table(unruled(plainly), _other)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.extend.core import primitives as known
+from jax.extend.source_info_util import current_name_stack, user_context
 
 # What a transform does with an equation, given its operands: (eqn, operands) -> results.
 Step = Callable[[JaxprEqn, list[Any]], list[Any]]
@@ -182,6 +183,15 @@ def _placed(structure: Any, around: Sequence[Any], arrays: Sequence[Any]) -> Any
     return jax.tree.unflatten(structure, [next(rest) if other is None else other for other in around])
 
 
+def parted(tree: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any]], Any]]:
+    """The arrays of JAX in a tree, and what puts as many in their places; the rest of it stays."""
+    leaves, structure = jax.tree.flatten(tree)
+    there = [isinstance(leaf, jax.Array) for leaf in leaves]
+    around = [None if array else leaf for array, leaf in zip(there, leaves, strict=True)]
+    arrays = [leaf for array, leaf in zip(there, leaves, strict=True) if array]
+    return arrays, functools.partial(_placed, structure, around)
+
+
 def _parameter_names(f: Callable[..., Any], count: int) -> list[str]:
     """What f calls each of `count` positional arguments, as far as it has names for them."""
     try:
@@ -224,7 +234,10 @@ def interpret(
     evaluate: Step,
     literal: Callable[[Any], Any] = lambda value: value,
 ) -> list[Any]:
-    """The results of a program whose every equation is evaluated by `evaluate(eqn, operands)`."""
+    """The results of a program whose every equation is evaluated by `evaluate(eqn, operands)`.
+
+    What it evaluates to keeps the equation's names, line of source and context.
+    """
     values: dict[Any, Any] = {}
 
     def read(var: Any) -> Any:
@@ -233,7 +246,8 @@ def interpret(
     values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, operands, strict=True))
     for eqn in jaxpr.eqns:
-        with eqn.ctx.manager:
+        written, stack = eqn.source_info, current_name_stack() + eqn.source_info.name_stack
+        with user_context(written.traceback, name_stack=stack), eqn.ctx.manager:
             values.update(zip(eqn.outvars, evaluate(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -272,20 +286,33 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def within(
-    eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any], read: Read, like: Callable[[Any], Any]
+    eqn: JaxprEqn,
+    operands: Sequence[Any],
+    params: dict[str, Any],
+    read: Read,
+    like: Callable[[Any], Any] = lambda aval: aval,
+    retraced: Callable[[ClosedJaxpr], ClosedJaxpr] | None = None,
 ) -> list[Any]:
-    """An equation's results, at these parameters, each program it holds read by `read` at operands `like` its own."""
+    """An equation's results, at these parameters, each program it holds read by `read` at operands `like` its own.
+
+    `retraced` makes of a program what `read` makes of it, for who keeps what has been made.
+    """
     step = entry(_REBUILT, eqn)
     if step is not None:
         return step(operands, params, read)
 
     def rewritten(given: Any) -> Any:
         program = _closed(given)
-        avals: list[Any] = program.in_avals
-        changed = jax.make_jaxpr(lambda *operands: read(program, operands))(*map(like, avals))
+        changed = retraced(program) if retraced else retrace(read, program, like)
         return changed if isinstance(given, ClosedJaxpr) else changed.jaxpr
 
     return bind(eqn, operands, {name: _mapped(rewritten, value) for name, value in params.items()})
+
+
+def retrace(read: Read, program: ClosedJaxpr, like: Callable[[Any], Any] = lambda aval: aval) -> ClosedJaxpr:
+    """What `read` makes of a program, as a program on operands `like` its own."""
+    avals: list[Any] = program.in_avals
+    return jax.make_jaxpr(lambda *operands: read(program, operands))(*map(like, avals))
 
 
 def _checkpointed(operands: Sequence[Any], params: dict[str, Any], read: Read) -> list[Any]:

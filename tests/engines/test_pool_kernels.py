@@ -159,7 +159,7 @@ def test_sums_and_averages_are_within_the_bound(seed: int) -> None:
 
         @jax.jit
         def native(x: Any, g: Any, static: Any = static) -> Any:
-            sums, averages = pool._windows, pool._averages
+            sums, averages = pool.WINDOW_SUM, pool._averages
             forwards = sums.apply(x, static=static[0]), averages.apply(x, static=static)
             return *forwards, sums.transpose(g, static=static[0]), averages.transpose(g, static=static)
 

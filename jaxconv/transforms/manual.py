@@ -1,0 +1,209 @@
+"""The rules of this library for a function that was written without them: the inverse of `automatic`.
+
+f is traced, and each of its equations for which a rule stands (`replacements`) is evaluated by the op of this library,
+here and in the programs that equations hold. All others are evaluated as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import primitives as known
+from jax.extend.source_info_util import reset_name_stack
+
+from jaxconv import primitives
+from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
+from jaxconv.rules import CONV
+from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
+from jaxconv.transforms.replacements import TAKEN, Decision, Replacement, decide, is_transposed
+
+# Equations that run the programs they hold and no other: none brings a derivative of its own.
+_RUN = {
+    *(known.jit_p, known.closed_call_p, known.remat_p),
+    *(known.scan_p, known.while_p, known.cond_p),
+    *("shard_map", "core_call", "xla_pmap"),
+}
+
+
+def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto") -> Manual:
+    """`f` with hand-written rules: `jax.grad(manual(f))` is f's gradient by the rules and engines of this library.
+
+    f is traced, and convolutions, pools and dense layers on more axes than two are evaluated by this library in `lax`'s
+    place, in library code that f calls too, and inside `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `vmap`,
+    `pmap` and `shard_map`. The values of f do not change, but for rounding. A function with a derivative of its own
+    (`custom_vjp`, `custom_jvp`) keeps it, and whatever no rule stands for is left exactly as it is; `manual(f).report`
+    says what became of what. Under `jit` nothing of this is left once f has been compiled.
+
+    Take the gradient of what `manual` returns: of a gradient that JAX has taken already, only JAX's own is left.
+
+    Args:
+      f: any function that JAX can trace. Positional and keyword arguments and the result are pytrees; whatever in
+        them is no array of JAX (a mode, a number, a NumPy array, a module's activation) is f's as it is.
+      rules: as in `conv`: "fast", "textbook", "rotated", a `ConvRules`, or "autodiff", which changes nothing.
+      engine: who computes the convolutions: "auto", "xla" or "onednn", as in `conv`.
+
+    Returns:
+      A function of the same arguments with the same results, in every mode and order of differentiation that the
+      rules have. It also works as a decorator, of methods too.
+
+    Raises:
+      TypeError: f is not a function; when called, f asks for the values of arrays, so that JAX cannot trace it.
+      ValueError: `rules` or `engine` is unknown.
+
+    Warns:
+      UserWarning: f is manual already; when called, nothing in f is replaced, and why.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxconv
+      >>> def loss(w, x):  # in a library that knows nothing of this one
+      ...     return jnp.square(jax.lax.conv(x, w, (1, 1), "SAME")).sum()
+      >>> w, x = jnp.ones((1, 1, 1, 1)), jnp.arange(4.0).reshape(1, 1, 2, 2)
+      >>> jax.grad(jaxconv.manual(loss))(w, x).ravel()
+      Array([28.], dtype=float32)
+
+    Source: `automatic`, the other way round: a gradient is that of the equations that are evaluated.
+    """
+    function = "manual"
+    if not callable(f):
+        raise TypeError(f"{function}: f must be a function, but is {type(f).__name__}.")
+    rules = check_kernel_rules(function, rules)
+    check_engine(function, engine)
+    if isinstance(f, Manual):
+        warnings.warn(
+            f"{function}: f is manual already, and stays as it is. For other rules, give the function that it was made "
+            "of: manual(f.__wrapped__, rules=…).",
+            stacklevel=2,
+        )
+        return f
+    return Manual(f, rules, engine)
+
+
+class Manual:
+    """A function and the rules that its gradient is to be taken by, as `manual` returns it."""
+
+    def __init__(self, f: Callable[..., Any], rules: Rules, engine: str) -> None:
+        functools.update_wrapper(self, f)
+        self.__wrapped__ = f
+        self._rules, self._engine = rules, engine
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        closed, arrays, result = traced(self.__wrapped__, args, kwargs)
+        _warn_of_nothing(closed.jaxpr, self)
+        return result(_read(self._rules, self._engine, closed, arrays))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"manual({self.__wrapped__!r}, rules={self._rules!r}, engine={self._engine!r})"
+
+
+def traced(
+    f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ClosedJaxpr, list[jax.Array], Callable[[Sequence[Any]], Any]]:
+    """f's equations, the arrays among its arguments, and what makes its result of theirs.
+
+    Whatever is no array of JAX is f's as it was given, and what f returns beside arrays is returned.
+    """
+    arrays, place = parted((args, kwargs))
+    result: Callable[[Sequence[Any]], Any] = place
+
+    def flat(*arrays: Any) -> list[Any]:
+        nonlocal result
+        args, kwargs = place(arrays)
+        made, result = parted(f(*args, **kwargs))
+        return made
+
+    try:
+        with reset_name_stack():
+            closed = jax.make_jaxpr(flat)(*arrays)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        error.add_note(
+            "jaxconv.manual traces f, as jax.jit does, to read its equations: f must not ask for the values of arrays. "
+            "Apply manual to the part of f that JAX can trace."
+        )
+        raise
+    return closed, arrays, lambda results: result(results)
+
+
+def decisions(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Decision]]:
+    """What is said of each equation here that a rule of ours is about; not of those in the programs within."""
+    fixed: set[Any] = set()
+    for eqn in jaxpr.eqns:
+        constant = all(isinstance(v, Literal) or v in fixed for v in eqn.invars) and not eqn.effects
+        if constant:
+            fixed.update(eqn.outvars)
+        decision = decide(eqn)
+        if decision is not None:
+            yield eqn, "it is computed from constants alone" if constant else decision
+
+
+def holds(eqn: JaxprEqn) -> bool:
+    """Whether the programs of an equation are read too: one of a gradient is left whole."""
+    return (eqn.primitive in _RUN or eqn.primitive.name in _RUN) and not is_transposed(eqn)
+
+
+def replaces(jaxpr: Jaxpr) -> bool:
+    """Whether something is replaced here or in a program within."""
+    return any(isinstance(decision, Replacement) for _, decision in decisions(jaxpr)) or any(
+        replaces(inner) for eqn in jaxpr.eqns if holds(eqn) for inner in programs(eqn)
+    )
+
+
+def _read(rules: Rules, engine: str, closed: ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+    """The results of a program, the rules of this library in place of lax's."""
+    here = {id(eqn): decision for eqn, decision in decisions(closed.jaxpr)}
+    read = functools.partial(_read, rules, engine)
+
+    def evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        decision = here.get(id(eqn))
+        if isinstance(decision, Replacement):
+            return decision.compute(rules, engine, *operands)
+        if not (holds(eqn) and any(map(replaces, programs(eqn)))):
+            return bind(eqn, operands, eqn.params)
+        params = eqn.params
+        if params.get("policy") is not None:
+            params = params | {"policy": functools.partial(_as_lax_is_asked, params["policy"])}
+        return within(eqn, operands, params, read, retraced=functools.partial(_retraced, rules, engine))
+
+    return interpret(closed.jaxpr, closed.consts, operands, evaluate)
+
+
+# What has been made of programs that JAX keeps, such as those of a `jit`, so that it also keeps what it compiles.
+_MADE: weakref.WeakKeyDictionary[ClosedJaxpr, dict[Any, ClosedJaxpr]] = weakref.WeakKeyDictionary()
+
+
+def _retraced(rules: Rules, engine: str, program: ClosedJaxpr) -> ClosedJaxpr:
+    made = _MADE.setdefault(program, {})
+    if (rules, engine) not in made:
+        made[rules, engine] = retrace(functools.partial(_read, rules, engine), program)
+    return made[rules, engine]
+
+
+def _as_lax_is_asked(policy: Callable[..., Any], primitive: Any, *avals: Any, **params: Any) -> Any:
+    """What a policy of `jax.checkpoint` says of a convolution, whose primitive may be ours."""
+    ours = primitive is primitives.PRIMITIVES[CONV]
+    return policy(known.conv_general_dilated_p if ours else primitive, *avals, **params)
+
+
+def _warn_of_nothing(jaxpr: Jaxpr, f: Manual) -> None:
+    if replaces(jaxpr):
+        return
+    name = getattr(f, "__name__", "f")
+    if contains(jaxpr, lambda eqn: decide(eqn) == TAKEN):
+        why = (
+            "its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
+            "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))"
+        )
+    elif contains(jaxpr, lambda eqn: eqn.primitive in primitives.PLAIN):
+        why = "its rules are this library's already"
+    else:
+        why = "it has no convolution and no pool that a rule of this library stands for"
+    warnings.warn(f"manual: nothing in {name} is replaced: {why}.", stacklevel=3)
