@@ -78,8 +78,8 @@ def offer(call: Call) -> Formulation | str:
         return f"oneDNN has nothing better than {said}"
     single = math.prod(call.geometry.taps) == 1 < max(call.geometry.stride) and call.map != "kernel_grad"
     if call.engine == "auto" and single and jnp.dtype(call.dtype).itemsize >= 4:
-        # The product's time over oneDNN's: 256→512 1.1 and 1.1, 64→128 0.8 and 0.7, 1024→2048 0.8 and 0.7, in three
-        # dimensions 0.6 to 1.6; along one axis `lax` is as fast. In 16 bits XLA is slower still.
+        # The product's time over oneDNN's: 256→512 1.2 and 1.1, 64→128 0.8 and 0.7, 1024→2048 0.8 and 0.7, in three
+        # dimensions 0.5 to 1.6; along one axis `lax` is as fast. In 16 bits XLA is slower still.
         return "one tap with a stride is oneDNN's on some CPUs and XLA's on others"
     compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
     layout, last = call.geometry.layout, call.geometry.channels_last().layout

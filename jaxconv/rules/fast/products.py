@@ -10,10 +10,10 @@ spatial axes (dense ones) are all of this kind. Inputs that no tap reads are lef
 Groups are a batch of products.
 
 Measured: kernel gradient of 1×1 layers 3.5 to 9.3, of patchify layers 3.0 to 3.9; input gradient 1.9 and 1.2 to 1.3.
-On the EPYC, 1×1 layers with a stride: forward 1.0 to 1.5 in two dimensions and 1.4 to 2.3 in three, input gradient 1.0
-to 1.5 and 24 to 63; without a stride, forward 1.1 to 2.4. Tried and left to `lax`: the forward pass of patchify layers
-(1.3 for 3 channels, 0.7 for 96), of 1×1 layers along one axis (0.6 to 1.0), of such in three without a stride (0.7 to
-1.2), the kernel gradient by chunks of rows (0.6 to 1.1 of the whole product).
+On the EPYC, 1×1 layers with a stride: forward 1.0 to 1.5 in two dimensions (0.8 where the stride is 3) and 1.4 to 2.3
+in three, input gradient 1.0 to 1.6 and 24 to 68; without a stride, forward 1.0 to 2.4. Tried and left to `lax`: the
+forward pass of patchify layers (1.3 for 3 channels, 0.7 for 96), of 1×1 layers along one axis (0.6 to 1.0) and, without
+a stride, in three dimensions (0.7 to 1.2), the kernel gradient by chunks of rows (0.6 to 1.1 of the whole product).
 
 Arrays are channels-last: x (n, *spatial, c), w (*taps, c // groups, o), y and g (n, *out, o).
 """
@@ -123,14 +123,14 @@ def offers(call: Call) -> Iterator[Formulation]:
     one_group, one_tap = call.geometry.groups == 1, math.prod(call.geometry.taps) == 1
     match call.map:
         case "conv":
-            # Rows "8×56², 256→64, 1/1", "8×56², 256→512, 1/2" and "32×32², 64→128, 1/2", EPYC alone: 1.6, 1.1 and 1.0.
+            # Rows "8×56², 256→64, 1/1", "8×56², 256→512, 1/2" and "32×32², 64→128, 1/2", EPYC alone: 1.8, 1.4 and 1.2.
             rank, wide = call.geometry.rank, min(call.inputs, call.outputs) >= FEWEST
             pays = one_group and one_tap and wide and (rank == 2 or (rank > 2 and not gapless(call.geometry)))
             why = "one tap: a product of the inputs that it reads" if one_tap else "windows do not overlap"
             yield Formulation("product", conv, why, "x once more", pays)
         case "input_grad":
             # Rows "8×56², 256→64, 1/1", "8×224², 3→96, 4/4", "8×56², 96→192, 2/2": 1.2 to 1.9, EPYC 1.1 to 1.4. None of
-            # them has groups. With gaps, "8×56², 256→512, 1/2" and "32×32², 64→128, 1/2", EPYC alone: 1.1 and 1.1.
+            # them has groups. With gaps, "8×56², 256→512, 1/2" and "32×32², 64→128, 1/2", EPYC alone: 1.0 and 1.3.
             why = "windows tile x: δ · Wᵀ is a reshaped dx"
             if one_tap and not gapless(call.geometry):
                 why = "one tap: δ · Wᵀ is what of dx it reads"
