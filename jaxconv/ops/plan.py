@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconv.geometry import sizes
-from jaxconv.ops.arguments import check_engine, convolution
+from jaxconv.geometry import Geometry, sizes
+from jaxconv.ops.arguments import Rules, check_engine, convolution
+from jaxconv.ops.binding import gradients_of
+from jaxconv.primitives import FAST
+from jaxconv.rules import ConvRules
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
 
@@ -101,9 +104,32 @@ def plan(
     )  # fmt: skip
     place = geometry.layout
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
+    return planned(geometry, counts, "fast", engine, platform or jax.default_backend(), dtype, dtype)
+
+
+def planned(
+    geometry: Geometry, counts: tuple[int, int, int], rules: Rules, engine: str, platform: str, dtype: Any, result: Any
+) -> Plan:
+    """What computes the maps of a convolution: of so many examples, channels of x and of y, from one dtype to another.
+
+    δ has the dtype of the result, and what meets it is converted to that.
+    """
+    written = gradients_of(rules)
+    if not isinstance(written, ConvRules):
+        return Plan(*[Choice("lax", f"rules={rules!r}: JAX differentiates lax's convolution", "nothing")] * 3)
+    if written != FAST:
+        name = rules if isinstance(rules, str) else "own rules"
+        forward = Choice("lax", 'the forward pass is lax\'s under all rules but "fast"', "nothing")
+        return Plan(forward, *(Choice(name, "as it is written", "what it makes") for _ in range(2)))
 
     def chosen(name: str) -> Choice:
-        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine))
+        there = name == "conv"
+        taken = choice.chosen(
+            Call(
+                name, platform, dtype if there else result, geometry, *counts, engine=engine,
+                result=result if there and result != dtype else None,
+            )
+        )  # fmt: skip
         return Choice(taken.name, taken.why, taken.holds)
 
     return Plan(*map(chosen, Plan._fields))

@@ -10,11 +10,11 @@ import functools
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import primitives as known
 from jax.extend.source_info_util import reset_name_stack
 
@@ -22,14 +22,8 @@ from jaxconv import primitives
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
 from jaxconv.rules import CONV
 from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
-from jaxconv.transforms.replacements import TAKEN, Decision, Replacement, decide, is_transposed
-
-# Equations that run the programs they hold and no other: none brings a derivative of its own.
-_RUN = {
-    *(known.jit_p, known.closed_call_p, known.remat_p),
-    *(known.scan_p, known.while_p, known.cond_p),
-    *("shard_map", "core_call", "xla_pmap"),
-}
+from jaxconv.transforms.replacements import TAKEN, Replacement, decide, decisions, holds, replaces
+from jaxconv.transforms.report import Report, report
 
 
 def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto") -> Manual:
@@ -98,6 +92,40 @@ class Manual:
         _warn_of_nothing(closed.jaxpr, self)
         return result(_read(self._rules, self._engine, closed, arrays))
 
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """What is replaced in f by what, and what is left, with lines of source and reasons; nothing is computed.
+
+        Args:
+          args, kwargs: as f takes them.
+
+        Returns:
+          A `Report`: a table of 80 columns when printed, `.to_dict()` for JSON. Of each equation that is replaced it
+          has the types of operands and results, the line it stands on, the op of this library, and what computes its
+          value and its gradients on the default platform, with the reason, as `plan` gives it. A program that XLA
+          splits over several devices keeps to "lax", whatever is said here. Of what is left it has why: products of two
+          matrices, dtypes without a gradient, functions with a derivative of their own that hold a convolution, parts
+          of a gradient that JAX has taken already, programs that `manual` does not enter. Equal rows are one, with
+          their number; the body of a loop is counted once.
+
+        Raises:
+          TypeError: f asks for the values of arrays, so that JAX cannot trace it.
+          ValueError: `engine` names one that cannot compute a convolution of f.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, jaxconv
+          >>> def loss(w, x):
+          ...     return jnp.square(jax.lax.conv(x, w, (1, 1), "SAME")).sum()
+          >>> report = jaxconv.manual(loss, engine="xla").report(jnp.ones((4, 3, 5, 5)), jnp.ones((8, 3, 9, 9)))
+          >>> report.replaced[0].op, dict(report.replaced[0].plan)["input_grad"].formulation
+          ('conv_general_dilated', 'lax')
+          >>> report.counts["left"]
+          {}
+
+        Source: the decisions that the evaluation of `manual(f)` makes.
+        """
+        closed, _, _ = traced(self.__wrapped__, args, kwargs)
+        return report(_name(self), closed.jaxpr, self._rules, self._engine)
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -131,30 +159,6 @@ def traced(
         )
         raise
     return closed, arrays, lambda results: result(results)
-
-
-def decisions(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Decision]]:
-    """What is said of each equation here that a rule of ours is about; not of those in the programs within."""
-    fixed: set[Any] = set()
-    for eqn in jaxpr.eqns:
-        constant = all(isinstance(v, Literal) or v in fixed for v in eqn.invars) and not eqn.effects
-        if constant:
-            fixed.update(eqn.outvars)
-        decision = decide(eqn)
-        if decision is not None:
-            yield eqn, "it is computed from constants alone" if constant else decision
-
-
-def holds(eqn: JaxprEqn) -> bool:
-    """Whether the programs of an equation are read too: one of a gradient is left whole."""
-    return (eqn.primitive in _RUN or eqn.primitive.name in _RUN) and not is_transposed(eqn)
-
-
-def replaces(jaxpr: Jaxpr) -> bool:
-    """Whether something is replaced here or in a program within."""
-    return any(isinstance(decision, Replacement) for _, decision in decisions(jaxpr)) or any(
-        replaces(inner) for eqn in jaxpr.eqns if holds(eqn) for inner in programs(eqn)
-    )
 
 
 def _read(rules: Rules, engine: str, closed: ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
@@ -193,17 +197,25 @@ def _as_lax_is_asked(policy: Callable[..., Any], primitive: Any, *avals: Any, **
     return policy(known.conv_general_dilated_p if ours else primitive, *avals, **params)
 
 
+def _name(f: Manual) -> str:
+    return getattr(f, "__name__", type(f.__wrapped__).__name__)
+
+
 def _warn_of_nothing(jaxpr: Jaxpr, f: Manual) -> None:
-    if replaces(jaxpr):
+    if replaces(jaxpr, before_gradients=True):
         return
-    name = getattr(f, "__name__", "f")
+    name, what = _name(f), f"nothing in {_name(f)} is replaced"
     if contains(jaxpr, lambda eqn: decide(eqn) == TAKEN):
+        if replaces(jaxpr):
+            what = f"of {name} only the forward pass is replaced"
         why = (
             "its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
             "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))"
         )
+    elif replaces(jaxpr):
+        return
     elif contains(jaxpr, lambda eqn: eqn.primitive in primitives.PLAIN):
         why = "its rules are this library's already"
     else:
         why = "it has no convolution and no pool that a rule of this library stands for"
-    warnings.warn(f"manual: nothing in {name} is replaced: {why}.", stacklevel=3)
+    warnings.warn(f"manual: {what}: {why}.", stacklevel=3)
