@@ -1,4 +1,4 @@
-"""`python -m jaxconv check|compare|explain|doctor`: gradients judged, raced and explained from the command line.
+"""`python -m jaxconv check|compare|manual|explain|doctor`: gradients judged, raced, replaced and explained.
 
 Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out, 130 after Ctrl-C.
 Results go to stdout, and what is going on to stderr.
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxconv.commands import doctor, explaining, judging
+from jaxconv.commands import doctor, explaining, judging, replacing
 from jaxconv.commands.speaking import CannotRunError, say
 
 
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options)
     except Exception as error:
         known = isinstance(error, CannotRunError | TypeError | ValueError | MemoryError | OSError)
-        say(str(error) if known else f"{type(error).__name__}: {error}")
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        say("\n".join([text, *getattr(error, "__notes__", ())]))
         return 2
     except KeyboardInterrupt:
         say("interrupted")
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for commands_of in (judging, explaining, doctor):
+    for commands_of in (judging, replacing, explaining, doctor):
         commands_of.add(command)
     return parser
 

@@ -20,9 +20,8 @@ from jax.extend.source_info_util import reset_name_stack
 
 from jaxconv import primitives
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
-from jaxconv.rules import CONV
 from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
-from jaxconv.transforms.replacements import TAKEN, Replacement, decide, decisions, holds, replaces
+from jaxconv.transforms.replacements import TAKEN, Replacement, decisions, holds, in_lax, met, replaces
 from jaxconv.transforms.report import Report, report
 
 
@@ -89,7 +88,8 @@ class Manual:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         closed, arrays, result = traced(self.__wrapped__, args, kwargs)
-        _warn_of_nothing(closed.jaxpr, self)
+        if text := _warning(closed.jaxpr, self):
+            warnings.warn(text, stacklevel=2)
         return result(_read(self._rules, self._engine, closed, arrays))
 
     def report(self, *args: Any, **kwargs: Any) -> Report:
@@ -124,13 +124,21 @@ class Manual:
         Source: the decisions that the evaluation of `manual(f)` makes.
         """
         closed, _, _ = traced(self.__wrapped__, args, kwargs)
-        return report(_name(self), closed.jaxpr, self._rules, self._engine)
+        return report(_name(self), closed.jaxpr, self._rules, self._engine, _warning(closed.jaxpr, self))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"manual({self.__wrapped__!r}, rules={self._rules!r}, engine={self._engine!r})"
+
+
+_VALUES_ASKED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def traced(
@@ -152,7 +160,7 @@ def traced(
     try:
         with reset_name_stack():
             closed = jax.make_jaxpr(flat)(*arrays)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except _VALUES_ASKED as error:
         error.add_note(
             "jaxconv.manual traces f, as jax.jit does, to read its equations: f must not ask for the values of arrays. "
             "Apply manual to the part of f that JAX can trace."
@@ -192,30 +200,35 @@ def _retraced(rules: Rules, engine: str, program: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _as_lax_is_asked(policy: Callable[..., Any], primitive: Any, *avals: Any, **params: Any) -> Any:
-    """What a policy of `jax.checkpoint` says of a convolution, whose primitive may be ours."""
-    ours = primitive is primitives.PRIMITIVES[CONV]
-    return policy(known.conv_general_dilated_p if ours else primitive, *avals, **params)
+    """What a policy of `jax.checkpoint`, which knows lax, says of a primitive that may be ours."""
+    primitive, params = in_lax(primitive, avals, params)
+    return policy(primitive, *avals, **params)
 
 
 def _name(f: Manual) -> str:
     return getattr(f, "__name__", type(f.__wrapped__).__name__)
 
 
-def _warn_of_nothing(jaxpr: Jaxpr, f: Manual) -> None:
+def _warning(jaxpr: Jaxpr, f: Manual) -> str:
+    """Why the gradient of f's program is what it was; empty where it is not."""
     if replaces(jaxpr, before_gradients=True):
-        return
-    name, what = _name(f), f"nothing in {_name(f)} is replaced"
-    if contains(jaxpr, lambda eqn: decide(eqn) == TAKEN):
-        if replaces(jaxpr):
-            what = f"of {name} only the forward pass is replaced"
+        return ""
+    what, why = "nothing in {} is replaced", "it has no convolution and no pool that a rule of this library stands for"
+    left: dict[str, JaxprEqn] = {}
+    for eqn, said, _ in met(jaxpr):
+        if isinstance(said, str) and eqn.primitive != known.dot_general_p:
+            left.setdefault(said, eqn)
+    if TAKEN in left:
+        what = "of {} only the forward pass is replaced" if replaces(jaxpr) else what
         why = (
             "its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
             "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))"
         )
-    elif replaces(jaxpr):
-        return
+    elif replaces(jaxpr):  # in a derivative of forward mode
+        return ""
     elif contains(jaxpr, lambda eqn: eqn.primitive in primitives.PLAIN):
         why = "its rules are this library's already"
-    else:
-        why = "it has no convolution and no pool that a rule of this library stands for"
-    warnings.warn(f"manual: {what}: {why}.", stacklevel=3)
+    elif left:
+        reason, eqn = next(iter(left.items()))
+        why = f"{eqn.primitive} stays, since {reason}"
+    return f"manual: {what.format(_name(f))}: {why}."

@@ -2,8 +2,8 @@
 
 An equation of a traced program is described by its primitive, its parameters and the shapes it meets, and that is all a
 decision depends on: `decide` says what is put in its place, or in words why it stays. `decisions` does so for a program
-and `holds` says which programs within are read too. `manual` computes by them and its report prints them, so they
-cannot disagree.
+and `holds` says which programs within are read too. `manual` computes by them and its report prints them (`met`), so
+they cannot disagree.
 
 What is not in the table stays as it is. The gradient of a product of two matrices is two such products, which is what
 JAX makes of it; but where the rows of one are several axes, as in a dense layer on images, JAX contracts all of them in
@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +26,14 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.extend.core import primitives as known
 
+from jaxconv import primitives
 from jaxconv.ops import conv_general_dilated, reduce_window
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.dense import product, product_chosen
 from jaxconv.ops.plan import Choice
-from jaxconv.transforms.program import programs
+from jaxconv.rules import CONV
+from jaxconv.transforms.automatic import ruled
+from jaxconv.transforms.program import equations, programs
 
 # (rules, engine, *operands) -> results
 Compute = Callable[..., list[Any]]
@@ -67,6 +71,8 @@ def decide(eqn: JaxprEqn) -> Decision | None:
 
 SYMBOLIC = "a size is symbolic"
 TAKEN = "it belongs to a gradient that JAX has taken already"
+OWN = "it has a derivative of its own, which stays"
+CLOSED = "manual does not read the programs that this equation holds"
 
 
 def is_transposed(eqn: JaxprEqn) -> bool:
@@ -132,6 +138,28 @@ def _counts(eqn: JaxprEqn, before_gradients: bool) -> bool:
     return not (before_gradients and is_differentiated(eqn))
 
 
+def met(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Replacement | str, tuple[tuple[str, int], ...]]]:
+    """What is said of equations here and within; of one that is left whole also what would be replaced inside it."""
+    said = {id(eqn): decision for eqn, decision in decisions(jaxpr)}
+    for eqn in jaxpr.eqns:
+        if id(eqn) in said:
+            yield eqn, said[id(eqn)], ()
+        elif holds(eqn):
+            for inner in programs(eqn):
+                yield from met(inner)
+        elif is_transposed(eqn):
+            for inner in programs(eqn):
+                yield from ((e, TAKEN, ()) for e in equations(inner) if isinstance(decide(e), Replacement | str))
+        elif found := _inside(eqn):
+            yield eqn, OWN if ruled(eqn) is not None else CLOSED, tuple(found.items())
+
+
+def _inside(eqn: JaxprEqn) -> Counter[str]:
+    """What would be replaced, were it not inside this equation."""
+    within = (e for program in programs(eqn) for e in equations(program))
+    return Counter(e.primitive.name for e in within if isinstance(decide(e), Replacement))
+
+
 def _convolution(eqn: JaxprEqn, x: Any) -> Decision:
     w: Any = eqn.invars[1].aval
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
@@ -179,14 +207,16 @@ def _pool(pool: _Pool, eqn: JaxprEqn, x: Any) -> Decision:
 
 def _product(eqn: JaxprEqn, x: Any) -> Decision:
     w: Any = eqn.invars[1].aval
-    (contracted, rows), batches = eqn.params["dimension_numbers"]
-    depth = len(contracted)
+    pairs, batches = eqn.params["dimension_numbers"]
+    depth = len(pairs[0])
     last, first = tuple(range(x.ndim - depth, x.ndim)), tuple(range(depth))
     if any(batches):
         return "it is a batch of products, none of whose operands is a kernel"
     if x.dtype != w.dtype:
         return f"its operands are {x.dtype} and {w.dtype}"
-    if tuple(contracted) != last or tuple(rows) != first or x.ndim - depth < 2:
+    if depth == 0:
+        return "nothing is summed in it"
+    if sorted(zip(*pairs, strict=True)) != list(zip(last, first, strict=True)) or x.ndim - depth < 2:
         return "it is a product of two matrices, and its gradient two such products"
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return SYMBOLIC
@@ -228,4 +258,46 @@ _TABLE: dict[Any, Callable[[JaxprEqn, Any], Decision]] = {
     known.reduce_window_p: _generic,
     known.select_and_scatter_add_p: lambda *_: TAKEN,
     known.select_and_gather_add_p: lambda *_: TAKEN,
+}
+
+
+# The way back: what a primitive of this library is called where its replacement is asked about as lax's.
+
+
+def in_lax(primitive: Any, avals: Sequence[Any], params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The primitive of lax that a primitive of ours stands for, and its parameters; any other as it is."""
+    if primitive is primitives.PRIMITIVES[CONV]:
+        said = {"precision": params["precision"], "preferred_element_type": params["dtype"]}
+        geometry = params["geometry"]
+        if geometry.rank == 0:
+            rows = (((1,), (0,)), ((), ()))
+            return known.dot_general_p, {"dimension_numbers": rows, "out_sharding": None} | said
+        numbers = lax.ConvDimensionNumbers(geometry.layout.x, geometry.layout.w, geometry.layout.y)
+        return known.conv_general_dilated_p, said | {
+            "window_strides": geometry.stride, "padding": geometry.padding, "lhs_dilation": geometry.input_dilation,
+            "rhs_dilation": geometry.dilation, "dimension_numbers": numbers, "feature_group_count": geometry.groups,
+            "batch_group_count": 1,
+        }  # fmt: skip
+    pool = _POOLED.get(primitive.name)
+    if pool is None:
+        return primitive, params
+    geometry, depth, rank = params["static"], params["depth"], avals[0].ndim
+
+    def each(values: Sequence[Any], otherwise: Any) -> tuple[Any, ...]:
+        whole = [otherwise] * rank
+        for axis, value in zip(geometry.layout.x[2:], values, strict=True):
+            whole[depth + axis] = value
+        return tuple(whole)
+
+    return pool, {
+        "window_dimensions": each(geometry.taps, 1), "window_strides": each(geometry.stride, 1),
+        "padding": each(geometry.padding, (0, 0)), "base_dilation": (1,) * rank,
+        "window_dilation": each(geometry.dilation, 1),
+    }  # fmt: skip
+
+
+_POOLED = {
+    "jaxconv_remember_winner": known.reduce_window_max_p,
+    "jaxconv_max_pool": known.reduce_window_max_p,
+    "jaxconv_window_sum": known.reduce_window_sum_p,
 }

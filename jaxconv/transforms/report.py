@@ -1,6 +1,6 @@
 """What `manual` does to a function: what was replaced by what, what was left, and why.
 
-The rows are made of the decisions that `manual` evaluates by (`replacements.decisions`, `holds`), and what computes a
+The rows are made of the decisions that `manual` evaluates by (`replacements`), and what computes a
 row is asked of the functions that the lowering asks, as `plan` does.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,12 +18,7 @@ from jax.extend.source_info_util import summarize
 
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.plan import Choice
-from jaxconv.transforms.automatic import ruled
-from jaxconv.transforms.program import equations, programs
-from jaxconv.transforms.replacements import TAKEN, Replacement, decide, decisions, holds, is_transposed
-
-OWN = "it has a derivative of its own, which stays"
-CLOSED = "manual does not read the programs that this equation holds"
+from jaxconv.transforms.replacements import Replacement, met
 
 WIDTH = 80
 # Rows of one reason that are printed, of what is left.
@@ -76,6 +71,7 @@ class Report:
       function: f's name.
       rules, engine, platform: what it is said of.
       replaced, left: the rows, in the program's order.
+      warning: what a call of `manual(f)` warns of, such as that nothing is replaced; "" for nothing.
     """
 
     function: str
@@ -84,6 +80,7 @@ class Report:
     platform: str
     replaced: tuple[Row, ...]
     left: tuple[Row, ...]
+    warning: str = ""
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -96,7 +93,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
-        about = {name: getattr(self, name) for name in ("function", "rules", "engine", "platform")}
+        about = {name: getattr(self, name) for name in ("function", "rules", "engine", "platform", "warning")}
         rows = {name: [row.to_dict() for row in getattr(self, name)] for name in ("replaced", "left")}
         return about | rows | {"counts": self.counts}
 
@@ -106,6 +103,7 @@ class Report:
             f"manual({self.function}): equations replaced {replaced}, left {left}; rules {self.rules}, "
             f"engine {self.engine}, on {self.platform}"
         )
+        lines += _wrapped(self.warning) if self.warning else []
         for row in self.replaced:
             width = max(len(choice.formulation) for _, choice in row.plan)
             lines += ["", *_head(row), *_wrapped(_listed(f"by {row.op}", row.source), 4)]
@@ -116,18 +114,18 @@ class Report:
             rows = [row for row in self.left if row.why == why]
             lines += ["", *_wrapped(f"left: {why}")]
             for row in rows[:SHOWN]:
-                inside = [f"in it {n} × {name}" for name, n in row.inside]
+                inside = [f"{n} × {name} in it" for name, n in row.inside]
                 lines += [*_head(row), *_wrapped(_listed(row.source, *inside), 4)]
             more = _counted(rows[SHOWN:])
             lines += _wrapped(_listed(*(f"{n} × {name}" for name, n in more.items()), "elsewhere"), 2) if more else []
         return "\n".join(lines)
 
 
-def report(name: str, jaxpr: Jaxpr, rules: Rules, engine: str) -> Report:
+def report(name: str, jaxpr: Jaxpr, rules: Rules, engine: str, warning: str) -> Report:
     """What becomes of a program."""
     platform = jax.default_backend()
     merged: dict[Row, int] = {}
-    for eqn, decision, inside in _met(jaxpr):
+    for eqn, decision, inside in met(jaxpr):
         if isinstance(decision, Replacement):
             row = _row(eqn, op=decision.op, plan=tuple(decision.plan(rules, engine, platform).items()))
         else:
@@ -136,29 +134,7 @@ def report(name: str, jaxpr: Jaxpr, rules: Rules, engine: str) -> Report:
     rows = [replace(row, count=count) for row, count in merged.items()]
     said = rules if isinstance(rules, str) else "own"
     replaced, left = (tuple(row for row in rows if bool(row.op) == there) for there in (True, False))
-    return Report(name, said, engine, platform, replaced, left)
-
-
-def _met(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Replacement | str, tuple[tuple[str, int], ...]]]:
-    """The equations that there is something to say about, and what would be replaced inside those left whole."""
-    said = {id(eqn): decision for eqn, decision in decisions(jaxpr)}
-    for eqn in jaxpr.eqns:
-        if id(eqn) in said:
-            yield eqn, said[id(eqn)], ()
-        elif holds(eqn):
-            for inner in programs(eqn):
-                yield from _met(inner)
-        elif is_transposed(eqn):
-            for inner in programs(eqn):
-                yield from ((e, TAKEN, ()) for e in equations(inner) if isinstance(decide(e), Replacement | str))
-        elif found := _inside(eqn):
-            yield eqn, OWN if ruled(eqn) is not None else CLOSED, tuple(found.items())
-
-
-def _inside(eqn: JaxprEqn) -> Counter[str]:
-    """What would be replaced, were it not inside this equation."""
-    within = (e for program in programs(eqn) for e in equations(program))
-    return Counter(e.primitive.name for e in within if isinstance(decide(e), Replacement))
+    return Report(name, said, engine, platform, replaced, left, warning)
 
 
 def _row(eqn: JaxprEqn, **said: Any) -> Row:
@@ -187,7 +163,8 @@ def _wrapped(text: str, indent: int = 0, lead: str = "", hang: int | None = None
     hanging = " " * (len(lead) if hang is None else hang)
     room = WIDTH - max(len(lead), len(hanging))
     words = [word if len(word) <= room else f"…{word[1 - room :]}" for word in text.split(" ")]
-    return textwrap.wrap(
-        " ".join(words), WIDTH, initial_indent=lead, subsequent_indent=hanging, break_on_hyphens=False,
-        break_long_words=False,
-    )  # fmt: skip
+    together = " ".join(words).replace(" × ", "\u00a0×\u00a0")  # which are not parted
+    wrapped = textwrap.wrap(
+        together, WIDTH, initial_indent=lead, subsequent_indent=hanging, break_on_hyphens=False, break_long_words=False
+    )
+    return [line.replace("\u00a0", " ") for line in wrapped]

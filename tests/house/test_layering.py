@@ -39,7 +39,7 @@ OUTSIDE = {
     "explanation": {"jax", "numpy", "matplotlib", "hashlib", "importlib", "io", "json", "pathlib", "re", "xml"},
     "commands": {
         *("jax", "jaxconv", "numpy"),
-        *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading"),
+        *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading", "warnings"),
     },
     "__main__": {"jax", "argparse", "sys"},
 }
