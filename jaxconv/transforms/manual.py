@@ -20,6 +20,7 @@ from jax.extend.source_info_util import reset_name_stack
 
 from jaxconv import primitives
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
+from jaxconv.transforms import stateful
 from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
 from jaxconv.transforms.replacements import TAKEN, Replacement, decisions, holds, in_lax, met, replaces
 from jaxconv.transforms.report import Report, report
@@ -38,7 +39,8 @@ def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto"
 
     Args:
       f: any function that JAX can trace. Positional and keyword arguments and the result are pytrees; whatever in
-        them is no array of JAX (a mode, a number, a NumPy array, a module's activation) is f's as it is.
+        them is no array of JAX (a mode, a number, a NumPy array, a module's activation) is f's as it is. What f changes
+        in modules of Flax NNX that it is given (batch statistics, random counts) is changed in these.
       rules: as in `conv`: "fast", "textbook", "rotated", a `ConvRules`, or "autodiff", which changes nothing.
       engine: who computes the convolutions: "auto", "xla" or "onednn", as in `conv`.
 
@@ -47,7 +49,8 @@ def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto"
       rules have. It also works as a decorator, of methods too.
 
     Raises:
-      TypeError: f is not a function; when called, f asks for the values of arrays, so that JAX cannot trace it.
+      TypeError: f is not a function; when called, f asks for the values of arrays, so that JAX cannot trace it, or
+        changes variables of a module of Flax Linen that is being called.
       ValueError: `rules` or `engine` is unknown.
 
     Warns:
@@ -87,10 +90,17 @@ class Manual:
         self._rules, self._engine = rules, engine
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        closed, arrays, result = traced(self.__wrapped__, args, kwargs)
-        if text := _warning(closed.jaxpr, self):
+        read: list[Jaxpr] = []
+
+        def call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closed, arrays, result = traced(f, args, kwargs)
+            read.append(closed.jaxpr)
+            return result(_read(self._rules, self._engine, closed, arrays))
+
+        result = stateful.called(call, self.__wrapped__, args, kwargs)
+        if text := _warning(read[0], self):
             warnings.warn(text, stacklevel=2)
-        return result(_read(self._rules, self._engine, closed, arrays))
+        return result
 
     def report(self, *args: Any, **kwargs: Any) -> Report:
         """What is replaced in f by what, and what is left, with lines of source and reasons; nothing is computed.
@@ -123,8 +133,13 @@ class Manual:
 
         Source: the decisions that the evaluation of `manual(f)` makes.
         """
-        closed, _, _ = traced(self.__wrapped__, args, kwargs)
-        return report(_name(self), closed.jaxpr, self._rules, self._engine, _warning(closed.jaxpr, self))
+        read: list[Jaxpr] = []
+
+        def call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.append(traced(f, args, kwargs)[0].jaxpr)
+
+        stateful.called(call, self.__wrapped__, args, kwargs, assign=False)
+        return report(_name(self), read[0], self._rules, self._engine, _warning(read[0], self))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -165,6 +180,9 @@ def traced(
             "jaxconv.manual traces f, as jax.jit does, to read its equations: f must not ask for the values of arrays. "
             "Apply manual to the part of f that JAX can trace."
         )
+        raise
+    except stateful.errors() as error:
+        error.add_note(stateful.REMEDY.format("f changed an object that is no argument."))
         raise
     return closed, arrays, lambda results: result(results)
 

@@ -6,10 +6,12 @@ row is asked of the functions that the lowering asks, as `plan` does.
 
 from __future__ import annotations
 
+import sysconfig
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,9 @@ from jax.extend.source_info_util import summarize
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.plan import Choice
 from jaxconv.transforms.replacements import Replacement, met
+
+# Where packages are installed: Python's own, others and this one.
+INSTALLED = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
 
 WIDTH = 80
 # Rows of one reason that are printed, of what is left.
@@ -34,7 +39,7 @@ class Row:
     Attributes:
       equation: the primitive's name.
       operands, results: their types, such as "f32[8,28,28,1]".
-      source: the line of the user's program, and the function it stands in.
+      source: the line, and the function it stands in: the user's, where a package's layer is called.
       op: what stands in for the equation; "" if it is left.
       plan: what computes that and its gradients, by name, and why.
       why: why the equation is left; "" if it is replaced.
@@ -139,7 +144,16 @@ def report(name: str, jaxpr: Jaxpr, rules: Rules, engine: str, warning: str) -> 
 
 def _row(eqn: JaxprEqn, **said: Any) -> Row:
     operands, results = (tuple(v.aval.str_short(short_dtypes=True) for v in vs) for vs in (eqn.invars, eqn.outvars))
-    return Row(eqn.primitive.name, operands, results, summarize(eqn.source_info), **said)
+    return Row(eqn.primitive.name, operands, results, _source(eqn), **said)
+
+
+def _source(eqn: JaxprEqn) -> str:
+    """The line of a model that calls a layer rather than that of the layer, where that is an installed package's."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    for frame in frames:
+        if frame.line_num and not frame.file_name.startswith(INSTALLED):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return summarize(eqn.source_info)
 
 
 def _counted(rows: Sequence[Row]) -> dict[str, int]:

@@ -33,7 +33,10 @@ OUTSIDE = {
     "ops": {"jax", "numpy", "inspect"},
     "layers": {"jax", "numpy", "inspect"},
     "models": {"jax", "numpy"},
-    "transforms": {"jax", "numpy", "inspect", "textwrap", "types", "warnings", "weakref"},
+    "transforms": {
+        *("jax", "numpy"),
+        *("inspect", "pathlib", "sys", "sysconfig", "textwrap", "types", "warnings", "weakref"),
+    },
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "hashlib", "importlib", "io", "json", "pathlib", "re", "xml"},

@@ -101,6 +101,17 @@ def test_a_report_says_what_is_left_and_why(report: Any) -> None:
     assert closed.counts["left"] == {why: {"custom_linear_solve": 1}}
 
 
+def test_a_report_says_where_a_layer_is_called() -> None:
+    """And no line of the package that it is of."""
+    from flax import linen
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        layer = linen.Conv(2, (3, 3))
+        params = layer.init(jax.random.key(0), X)
+        (row,) = jaxconv.manual(lambda x: layer.apply(params, x)).report(X).replaced
+    assert "test_manual_report.py:" in row.source and "<lambda>" in row.source
+
+
 def test_equal_rows_are_one_with_their_number() -> None:
     def f(x: Any) -> Any:
         for _ in range(3):

@@ -1,0 +1,76 @@
+"""What the tests of frameworks share: what is in a program, and what it means that two trainings are the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv.engines.onednn import loading
+from jaxconv.transforms.program import equations
+
+# What JAX's own gradient of a convolution or of a pool is made of.
+JAX_GRADIENTS = {"conv_general_dilated", "select_and_scatter_add", "select_and_gather_add"}
+NATIVE = loading.why_off() is None
+STEPS = 20
+DEPTH = 20
+
+
+def primitives(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Counter[str]:
+    """How often which primitive is in f's program."""
+    jaxpr = jax.make_jaxpr(f)(*args, **kwargs).jaxpr
+    return Counter(eqn.primitive.name for eqn in equations(jaxpr))
+
+
+def ours(found: Counter[str]) -> set[str]:
+    return {name for name in found if name.startswith("jaxconv_")}
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """A tree with its floating arrays in another dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def assert_same(got: Any, want: Any) -> None:
+    """Norm-wise, array by array, to 1e-11: thousands of float64 roundings; integers, dtypes and structure exactly."""
+    for path, a, b in pairs(got, want):
+        size = float(np.linalg.norm(b))
+        error = float(np.linalg.norm(a - b))
+        assert error <= 1e-11 * max(size, 1e-3), f"{path}: {error:.1e} of {size:.1e}"
+
+
+def assert_near(got: Any, exact: Any, eps: float = float(np.finfo(np.float32).eps)) -> None:
+    """`got`, whose numbers are rounded to `eps`, is `exact` but for that: norm-wise, array by array.
+
+    The nets are some twenty maps deep, forth and back, and each adds an eps. What is small because it cancels is
+    rounded like what it is the rest of: an array counts as a hundredth of the largest entry of all at least.
+    """
+    found = pairs(got, exact, dtypes=False)
+    least = 1e-2 * max(float(np.abs(b).max(initial=0)) for _, _, b in found)
+    for path, a, b in found:
+        size = float(np.linalg.norm(b))
+        error = float(np.linalg.norm(a - b))
+        assert error <= 2 * DEPTH * eps * max(size, least), f"{path}: {error:.1e} of {size:.1e}"
+
+
+def pairs(got: Any, want: Any, *, dtypes: bool = True) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """The floating arrays of two trees by their paths, in float64, once all else is known to be equal."""
+    got, want = ([(p, jnp.asarray(a)) for p, a in jax.tree.leaves_with_path(tree)] for tree in (got, want))
+    assert [path for path, _ in got] == [path for path, _ in want]
+    assert [a.shape for _, a in got] == [b.shape for _, b in want]
+    assert not dtypes or [a.dtype for _, a in got] == [b.dtype for _, b in want]
+    both = [(jax.tree_util.keystr(path), _numbers(a), _numbers(b)) for (path, a), (_, b) in zip(got, want, strict=True)]
+    floating = [np.issubdtype(b.dtype, np.floating) for _, _, b in both]
+    for (path, a, b), inexact in zip(both, floating, strict=True):
+        assert inexact or (a == b).all(), f"{path}: {a} != {b}"
+    return [(path, a.ravel(), b.ravel()) for (path, a, b), inexact in zip(both, floating, strict=True) if inexact]
+
+
+def _numbers(a: jax.Array) -> np.ndarray:
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(a))
+    return np.asarray(a).astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else np.asarray(a)
