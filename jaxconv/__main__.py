@@ -1,4 +1,4 @@
-"""`python -m jaxconv check|compare|manual|explain|doctor`: gradients judged, raced, replaced and explained.
+"""`python -m jaxconv check|compare|manual|tune|explain|doctor`: gradients judged, raced, replaced, tuned, explained.
 
 Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out, 130 after Ctrl-C.
 Results go to stdout, and what is going on to stderr.
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxconv.commands import doctor, explaining, judging, replacing
+from jaxconv.commands import doctor, explaining, judging, replacing, tuning
 from jaxconv.commands.speaking import CannotRunError, say
 
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for commands_of in (judging, replacing, explaining, doctor):
+    for commands_of in (judging, replacing, tuning, explaining, doctor):
         commands_of.add(command)
     return parser
 

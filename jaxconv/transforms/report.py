@@ -20,6 +20,7 @@ from jax.extend.source_info_util import summarize
 
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.plan import Choice
+from jaxconv.rules import is_fast
 from jaxconv.transforms.replacements import Replacement, met
 
 # Where packages are installed: Python's own, others and this one.
@@ -137,7 +138,7 @@ def report(name: str, jaxpr: Jaxpr, rules: Rules, engine: str, warning: str) -> 
             row = _row(eqn, why=decision, inside=inside)
         merged[row] = merged.get(row, 0) + 1
     rows = [replace(row, count=count) for row, count in merged.items()]
-    said = rules if isinstance(rules, str) else "own"
+    said = rules if isinstance(rules, str) else "tuned" if is_fast(rules) else "own"
     replaced, left = (tuple(row for row in rows if bool(row.op) == there) for there in (True, False))
     return Report(name, said, engine, platform, replaced, left, warning)
 
