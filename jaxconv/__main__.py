@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         known = isinstance(error, CannotRunError | TypeError | ValueError | MemoryError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
-        say("\n".join([text, *getattr(error, "__notes__", ())]))
+        notes = [note for note in getattr(error, "__notes__", ()) if "JAX_TRACEBACK_FILTERING" not in note]
+        say("\n".join([text, *notes]))
         return 2
     except KeyboardInterrupt:
         say("interrupted")

@@ -143,8 +143,10 @@ def test_names_and_lines_are_kept() -> None:
     def f(x: Any) -> Any:
         with jax.named_scope("block"):
             y = jax.jit(lambda x: jnp.sin(conv(x, W)))(jnp.cos(x))
-            with jax.named_scope("transpose(jvp(x))"):  # a user's name, not JAX's
-                return jnp.exp(conv(y, W))
+            for name in ("transpose", "transpose(jvp(x))"):  # a user's names, not JAX's
+                with jax.named_scope(name):
+                    y = jnp.exp(conv(y, W))
+            return y
 
     def named(f: Callable[..., Any]) -> list[tuple[str, str]]:
         found = [(eqn.primitive.name.removeprefix("jaxconv_"), eqn.source_info) for eqn in program(f, X)]
@@ -152,6 +154,7 @@ def test_names_and_lines_are_kept() -> None:
         return [(kept.get(name, name), str(info.name_stack)) for name, info in found]
 
     assert named(jaxconv.manual(f)) == named(f)
+    assert primitives(jaxconv.manual(f), X)["conv_general_dilated"] == 0
     (ours, *_) = (eqn for eqn in program(jaxconv.manual(f), X) if eqn.primitive.name == "jaxconv_conv")
     (lax_, *_) = (eqn for eqn in program(f, X) if eqn.primitive == known.conv_general_dilated_p)
     frames = [next(iter(eqn.source_info.traceback.frames)).file_name for eqn in (ours, lax_)]
