@@ -38,7 +38,7 @@ from experiments.machine import version
 from experiments.memory import in_large_pages
 from experiments.progress import Tick, progress
 from experiments.stopping import between_steps, raise_on_signals, received
-from jaxconv import softmax_cross_entropy
+from jaxconv import load_rules, softmax_cross_entropy
 from jaxconv.layers import Layer
 from jaxconv.models import MODELS
 
@@ -67,8 +67,8 @@ class Config:
     """Where the original files are or go; by default $JAXCONV_DATA, else a user cache."""
     model: Literal["article", "cnn", "lenet5", "vgg", "resnet18", "mobilenet_v2", "convnext"] = "cnn"
     """The network, from `jaxconv.models`."""
-    rules: Literal["fast", "rotated", "textbook", "autodiff"] = "fast"
-    """Who computes the gradients."""
+    rules: Literal["fast", "rotated", "textbook", "autodiff"] | Path = "fast"
+    """Who computes the gradients; or a file of what was measured, as `python -m jaxconv tune` writes it."""
     epochs: int | None = None
     """Passes over the training part; by default 20 for digits and 5 for the others."""
     batch_size: int | None = None
@@ -123,6 +123,11 @@ def check(config: Config, examples: int) -> None:
         raise UsageError(f"--clip must be positive and finite, but is {config.clip}.")
     if not 0 <= config.label_smoothing < 1:
         raise UsageError(f"--label-smoothing must satisfy 0 <= ε < 1, but is {config.label_smoothing}.")
+    if isinstance(config.rules, Path):
+        try:
+            load_rules(config.rules)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--rules: {error}") from error
     if config.seed < 0:
         raise UsageError(f"--seed must be at least 0, but {config.seed} < 0.")
 
@@ -162,6 +167,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: data.Dataset) -> None:
         assert config.epochs is not None and config.batch_size is not None
         self.config, self.dataset = config, dataset
+        self.rules = load_rules(config.rules) if isinstance(config.rules, Path) else config.rules
         self.net: Layer = MODELS[config.model](len(dataset.classes))
         self.dtype = jnp.dtype(config.dtype)
         self.weights = jnp.float64 if config.dtype == "float64" else jnp.float32
@@ -186,7 +192,7 @@ class Trainer:
 
     def logits(self, params: Any, state: Any, pixels: jax.Array, **mode: Any) -> tuple[jax.Array, Any]:
         params = jax.tree.map(lambda a: a.astype(self.dtype), params)
-        return self.net.apply(params, state, self.images(pixels), rules=self.config.rules, **mode)
+        return self.net.apply(params, state, self.images(pixels), rules=self.rules, **mode)
 
     def _train_step(
         self, params: Any, state: Any, opt_state: Any, pixels: jax.Array, labels: jax.Array, key: jax.Array
@@ -196,7 +202,7 @@ class Trainer:
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, new_state = self.logits(params, state, pixels, train=True, key=key)
             losses = softmax_cross_entropy(
-                logits, labels, label_smoothing=self.config.label_smoothing, rules=self.config.rules
+                logits, labels, label_smoothing=self.config.label_smoothing, rules=self.rules
             )
             loss = losses.mean()
             return loss * scale, (loss, new_state)
@@ -221,7 +227,7 @@ class Trainer:
         self, params: Any, state: Any, pixels: jax.Array, labels: jax.Array, real: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         logits, _ = self.logits(params, state, pixels)
-        losses = softmax_cross_entropy(logits, labels, rules=self.config.rules)
+        losses = softmax_cross_entropy(logits, labels, rules=self.rules)
         return jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real & (logits.argmax(-1) == labels))
 
     def evaluate(self, batch_size: int = 500) -> tuple[float, float]:

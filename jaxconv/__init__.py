@@ -12,7 +12,8 @@ What stands where; each imports only what stands above it:
 and beside the layers, from ops, the instruments:
 
     transforms    a traced program read in several ways: automatic, manual, per_example_grad_norms
-    gradcheck     check        comparison    compare        explanation   explain
+    gradcheck     check        comparison    compare        tuning        tune
+    explanation   explain
     commands      python -m jaxconv
 """
 
@@ -41,6 +42,7 @@ from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.rules import ConvRules
 from jaxconv.transforms import automatic, manual, per_example_grad_norms
+from jaxconv.tuning import load_rules, tune
 
 __all__ = [
     "ConvRules",
@@ -70,6 +72,7 @@ __all__ = [
     "layer_norm",
     "layers",
     "leaky_relu",
+    "load_rules",
     "lp_pool",
     "manual",
     "max_pool",
@@ -88,4 +91,5 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "tanh",
+    "tune",
 ]

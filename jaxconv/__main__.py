@@ -1,4 +1,4 @@
-"""`python -m jaxconv check|compare|explain|doctor`: gradients judged, raced and explained from the command line.
+"""`python -m jaxconv check|compare|tune|explain|doctor`: gradients judged, raced and explained, and tuned.
 
 Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out, 130 after Ctrl-C.
 Results go to stdout, and what is going on to stderr.
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxconv.commands import doctor, explaining, judging
+from jaxconv.commands import doctor, explaining, judging, tuning
 from jaxconv.commands.speaking import CannotRunError, say
 
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for commands_of in (judging, explaining, doctor):
+    for commands_of in (judging, tuning, explaining, doctor):
         commands_of.add(command)
     return parser
 

@@ -17,6 +17,7 @@ from experiments.benchmark.race import Contestant, compiled
 from jaxconv import softmax_cross_entropy
 from jaxconv.layers import Layer
 from jaxconv.models import MODELS
+from jaxconv.ops.arguments import Rules
 
 RATES = {"adam": 1e-4, "momentum": 1e-4}
 # (expansion, channels, repeats, stride) of each stage of the MobileNet
@@ -70,7 +71,7 @@ STEPS = (
 PER_EXAMPLE = Network("MNIST CNN", "cnn", 64, (28, 28, 1))
 
 
-def objective(layer: Layer, rules: str, *, train: bool = True) -> Function:
+def objective(layer: Layer, rules: Rules, *, train: bool = True) -> Function:
     """The loss of a batch, and the new state. A sum, not a mean, whose gradients 16 bits can hold."""
 
     def loss(params: Any, state: Any, x: Any, labels: Any, key: Any) -> tuple[Any, Any]:

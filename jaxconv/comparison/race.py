@@ -116,7 +116,7 @@ def _compare(title: str, problems: dict[str, Problem], first: Problem, seconds: 
         compiled[name] = jax.jit(gradient(p.f)).lower(p.xs, gs).compile()
         compile_seconds = time.perf_counter() - start
         entries[name] = compile_seconds, _agreement(p, yardstick, compiled[name](p.xs, gs)[1])
-    times = _race({name: functools.partial(c, first.xs, gs) for name, c in compiled.items()}, seconds)
+    times = race({name: functools.partial(c, first.xs, gs) for name, c in compiled.items()}, seconds)
     return Comparison(
         title,
         first.arguments,
@@ -138,7 +138,7 @@ def _agreement(p: Problem, yardstick: Yardstick, dxs: Any) -> dict[str, Agreemen
     return found
 
 
-def _race(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+def race(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
     """Seconds per call, measured in turns; short calls are repeated until a clock can time them."""
 
     def timed(name: str, repeats: int) -> float:

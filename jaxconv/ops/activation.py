@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.ops.arguments import boolean, check_rules, floating, number
+from jaxconv.ops.arguments import Rules, boolean, check_rules, floating, number
 from jaxconv.ops.binding import Derivative, apply
 from jaxconv.windows import widened
 
@@ -74,12 +74,12 @@ _SILU = _pointwise(forward.silu, _silu_slope)
 _GELU = _pointwise(forward.gelu, _gelu_slope)
 
 
-def _activate(name: str, derivative: Derivative, z: ArrayLike, rules: str, *static: Any) -> jax.Array:
+def _activate(name: str, derivative: Derivative, z: ArrayLike, rules: Rules, *static: Any) -> jax.Array:
     check_rules(name, rules)
     return apply(rules, derivative, static, floating(name, "x", z))
 
 
-def relu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def relu(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """max(x, 0), with relu′(x) = 1 for x > 0 and 0 for x ≤ 0; so relu′(0) = 0.
 
     Args:
@@ -102,7 +102,7 @@ def relu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("relu", _RELU, x, rules)
 
 
-def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, rules: str = "fast") -> jax.Array:
+def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, rules: Rules = "fast") -> jax.Array:
     """x for x > 0, else negative_slope · x; the derivative at 0 is `negative_slope`.
 
     Args:
@@ -126,7 +126,7 @@ def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, rules: str = "fast
     return _activate("leaky_relu", _LEAKY_RELU, x, rules, number("leaky_relu", "negative_slope", negative_slope))
 
 
-def relu6(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def relu6(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """min(max(x, 0), 6), with derivative 1 inside (0, 6) and 0 elsewhere, both kinks included.
 
     Args:
@@ -149,7 +149,7 @@ def relu6(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("relu6", _RELU6, x, rules)
 
 
-def elu(x: ArrayLike, alpha: float = 1.0, *, rules: str = "fast") -> jax.Array:
+def elu(x: ArrayLike, alpha: float = 1.0, *, rules: Rules = "fast") -> jax.Array:
     """x for x > 0, else alpha · (eˣ − 1); the derivative at 0 is `alpha`.
 
     Args:
@@ -173,7 +173,7 @@ def elu(x: ArrayLike, alpha: float = 1.0, *, rules: str = "fast") -> jax.Array:
     return _activate("elu", _ELU, x, rules, number("elu", "alpha", alpha))
 
 
-def sigmoid(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def sigmoid(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """1 / (1 + e⁻ˣ), with derivative σ(x) σ(−x).
 
     Args:
@@ -196,7 +196,7 @@ def sigmoid(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("sigmoid", _SIGMOID, x, rules)
 
 
-def tanh(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def tanh(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """tanh x, with derivative 1 − tanh² x = 4 σ(2x) σ(−2x).
 
     Args:
@@ -219,7 +219,7 @@ def tanh(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("tanh", _TANH, x, rules)
 
 
-def softplus(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def softplus(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """log(1 + eˣ), with derivative σ(x).
 
     Args:
@@ -242,7 +242,7 @@ def softplus(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("softplus", _SOFTPLUS, x, rules)
 
 
-def silu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
+def silu(x: ArrayLike, *, rules: Rules = "fast") -> jax.Array:
     """x · σ(x), with derivative σ(x) + x σ(x) σ(−x).
 
     Args:
@@ -265,7 +265,7 @@ def silu(x: ArrayLike, *, rules: str = "fast") -> jax.Array:
     return _activate("silu", _SILU, x, rules)
 
 
-def gelu(x: ArrayLike, *, approximate: bool = True, rules: str = "fast") -> jax.Array:
+def gelu(x: ArrayLike, *, approximate: bool = True, rules: Rules = "fast") -> jax.Array:
     """x · Φ(x), Φ the normal distribution function; with `approximate`, its tanh approximation.
 
     Args:

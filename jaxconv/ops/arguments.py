@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxconv.geometry import Geometry, Layout, check_layout, conv_geometry, integer, same_rank, spatial_rank
 from jaxconv.ops.own_rules import held
-from jaxconv.rules import RULE_SETS, ConvRules
+from jaxconv.rules import RULE_SETS, ConvRules, is_fast
 
 Rules = str | ConvRules
 RULES = (*RULE_SETS, "autodiff")
@@ -98,7 +98,7 @@ def same_dtype(function: str, **arrays: jax.Array) -> None:
 def check_kernel_rules(function: str, rules: Any) -> Rules:
     """The rules of an op with a kernel, the caller's held to their contract."""
     check_rules(function, rules)
-    return held(function, rules) if isinstance(rules, ConvRules) else rules
+    return held(function, rules) if isinstance(rules, ConvRules) and not is_fast(rules) else rules
 
 
 def operands(function: str, rules: Any, engine: Any, **arrays: Any) -> tuple[list[jax.Array], Rules]:

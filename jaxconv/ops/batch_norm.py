@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxconv.forward import inverse_root, mean
 from jaxconv.geometry import Layout, check_layout, spatial_rank
-from jaxconv.ops.arguments import boolean, check_rules, floating, number
+from jaxconv.ops.arguments import Rules, boolean, check_rules, floating, number
 from jaxconv.ops.standardise import Over, affine, check_eps, check_nonempty, normalise, scale_and_bias
 from jaxconv.windows import accumulator, widened
 
@@ -37,7 +37,7 @@ def batch_norm(
     eps: float = 1e-5,
     axis_name: Any = None,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Standardise each channel over batch and positions; running statistics are explicit state.
 

@@ -30,8 +30,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry
 from jaxconv.ops.arguments import Rules, check_engine, check_rules, frozen
-from jaxconv.primitives import FAST, LinearPair
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map
+from jaxconv.primitives import LinearPair
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map, is_fast
 
 __all__ = ["Derivative", "LinearPair", "apply", "bilinear", "linear", "linear_pair"]
 
@@ -245,7 +245,9 @@ def gradients_of(rules: Rules) -> Rules:
     wrong is so where it is looked for: in the backward pass.
     """
     rules = rule_set(rules)
-    return dataclasses.replace(rules, conv=forward.conv) if isinstance(rules, ConvRules) and rules != FAST else rules
+    return (
+        dataclasses.replace(rules, conv=forward.conv) if isinstance(rules, ConvRules) and not is_fast(rules) else rules
+    )
 
 
 @functools.lru_cache(maxsize=1024)

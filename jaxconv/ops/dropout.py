@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxconv.ops.arguments import check_rules, floating, number
+from jaxconv.ops.arguments import Rules, check_rules, floating, number
 from jaxconv.ops.binding import Derivative, apply
 
 
@@ -41,7 +41,7 @@ def _check_key(function: str, key: Any) -> None:
         raise ValueError(f"{function}: key must be one key, but has shape {key.shape}. Take one of them, or vmap.")
 
 
-def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: str = "fast") -> jax.Array:
+def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: Rules = "fast") -> jax.Array:
     """Set each element to 0 with probability `rate` and divide the others by 1 − rate.
 
     The gradient passes through the same mask. For inference, do not call it.

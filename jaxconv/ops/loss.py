@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxconv import forward
-from jaxconv.ops.arguments import as_array, check_rules, floating, known, number
+from jaxconv.ops.arguments import Rules, as_array, check_rules, floating, known, number
 from jaxconv.ops.binding import Derivative, apply
 from jaxconv.windows import widened
 
@@ -82,7 +82,7 @@ def softmax_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     where: ArrayLike | None = None,
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """−Σ_c t_c log softmax(z)_c for every example; the gradient in z is softmax(z) − t.
 
@@ -197,7 +197,7 @@ _SQUARE = Derivative(
 
 
 def mean_squared_error(
-    predictions: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None, rules: str = "fast"
+    predictions: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None, rules: Rules = "fast"
 ) -> jax.Array:
     """(1/m) Σ (p − t)² over all m elements; the gradient in p is 2 (p − t) / m.
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.engines.onednn.windows import window as native
 from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
-from jaxconv.ops.arguments import boolean, check_rules, floating, integer_array, known
+from jaxconv.ops.arguments import Rules, boolean, check_rules, floating, integer_array, known
 from jaxconv.ops.binding import Derivative, apply, linear
 from jaxconv.ops.pool import pool_geometry
 from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
@@ -109,7 +109,7 @@ def max_pool(
     ceil_mode: bool = False,
     layout: str = "NHWC",
     return_indices: bool = False,
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> Any:
     """The largest element of each window.
 
@@ -232,7 +232,7 @@ def max_unpool(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Put each element of y back where `max_pool` found it; all other positions are 0.
 

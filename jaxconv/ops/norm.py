@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxconv.geometry import Layout, check_layout, integer, spatial_rank
-from jaxconv.ops.arguments import check_rules, floating
+from jaxconv.ops.arguments import Rules, check_rules, floating
 from jaxconv.ops.standardise import Over, check_eps, check_nonempty, normalise, scale_and_bias
 
 
@@ -26,7 +26,7 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     axis: int = -1,
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Standardise over the channels, each position on its own, then scale and shift.
 
@@ -60,7 +60,7 @@ def rms_norm(
     *,
     eps: float = 1e-5,
     axis: int = -1,
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Divide by the root mean square over the channels, each position on its own, then scale and shift.
 
@@ -96,7 +96,7 @@ def group_norm(
     *,
     eps: float = 1e-5,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Standardise each group of channels of each example over its positions, then scale and shift.
 
@@ -152,7 +152,7 @@ def instance_norm(
     *,
     eps: float = 1e-5,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Standardise each channel of each example over its positions, then scale and shift.
 

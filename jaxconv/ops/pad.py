@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward
 from jaxconv.geometry import Layout, check_layout, resolve_padding, spatial_rank
-from jaxconv.ops.arguments import check_rules, floating
+from jaxconv.ops.arguments import Rules, check_rules, floating
 from jaxconv.ops.binding import linear, linear_pair
 from jaxconv.windows import accumulator, widened
 
@@ -72,7 +72,7 @@ def pad(
     *,
     mode: str = "zero",
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """Surround the spatial axes with a border; negative widths crop.
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.geometry import sizes
-from jaxconv.ops.arguments import check_engine, convolution
+from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules, convolution
+from jaxconv.ops.binding import rule_set
+from jaxconv.rules import ConvRules, is_fast
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
 
@@ -55,9 +57,10 @@ def plan(
     groups: int = 1,
     flip_kernel: bool = False,
     layout: str = "NHWC",
+    rules: Rules = "fast",
     engine: str = "auto",
 ) -> Plan:
-    """The formulations that `rules="fast"` takes for a convolution, and why.
+    """The formulations that `rules="fast"`, or what `tune` returns, takes for a convolution, and why.
 
     "onednn" is the native engine's convolution, "depthwise" its own kernel gradient of one channel per group, and "lax"
     XLA's own convolution. The others compute the same sums in another order: "product" as one matrix product, "shifts"
@@ -74,6 +77,7 @@ def plan(
       dtype: of x and w.
       platform: "cpu", "gpu", "tpu", ... as `jax.default_backend()` names them, which is the default.
       stride, padding, dilation, input_dilation, groups, flip_kernel, layout, engine: as in `conv`.
+      rules: "fast" or what `tune` returns.
 
     Returns:
       A named tuple (conv, input_grad, kernel_grad) of choices, each with a formulation, the reason (why) and what it
@@ -94,6 +98,12 @@ def plan(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{function}: dtype must be floating (float32, bfloat16, float16 or float64), but is {dtype}.")
     check_engine(function, engine)
+    chosen_by = rule_set(check_kernel_rules(function, rules))
+    if not (isinstance(chosen_by, ConvRules) and is_fast(chosen_by)):
+        raise ValueError(
+            f'{function}: rules must be "fast" or what tune returns, but is {rules!r}: others do not choose.'
+        )
+    table = getattr(chosen_by.conv, "table", None)
     x_shape, w_shape = sizes(function, "x_shape", x_shape), sizes(function, "w_shape", w_shape)
     geometry = convolution(
         function, x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
@@ -103,7 +113,8 @@ def plan(
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
 
     def chosen(name: str) -> Choice:
-        taken = choice.chosen(Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine))
+        call = Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine)
+        taken = choice.chosen(call, table)
         return Choice(taken.name, taken.why, taken.holds)
 
     return Plan(*map(chosen, Plan._fields))

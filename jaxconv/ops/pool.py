@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxconv import forward, primitives
 from jaxconv.engines.onednn.windows import average, window
 from jaxconv.geometry import Geometry, Layout, check_layout, hung_over, spatial_rank, window_geometry
-from jaxconv.ops.arguments import boolean, check_rules, floating, number
+from jaxconv.ops.arguments import Rules, boolean, check_rules, floating, number
 from jaxconv.ops.binding import Derivative, apply, linear
 from jaxconv.windows import accumulator, from_tiles, per_tile, tap_shape, tiles, widened, window_counts
 
@@ -154,7 +154,7 @@ def avg_pool(
     count_padding: bool = False,
     ceil_mode: bool = False,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """The mean of each window.
 
@@ -201,7 +201,7 @@ def lp_pool(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
     layout: str = "NHWC",
-    rules: str = "fast",
+    rules: Rules = "fast",
 ) -> jax.Array:
     """The p-norm of each window.
 
@@ -238,7 +238,7 @@ def lp_pool(
     return apply(rules, _LP_POOL, (geometry, check_power("lp_pool", p)), z)
 
 
-def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: str = "fast") -> jax.Array:
+def global_avg_pool(x: ArrayLike, *, layout: str = "NHWC", rules: Rules = "fast") -> jax.Array:
     """The mean over all spatial positions.
 
     y[n, c] = (1 / m) Σ_q x[n, q, c]; the gradient gives every position δ / m.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.interpreters import batching
 
 from jaxconv.geometry import Geometry
-from jaxconv.primitives.trio import FAST, PRIMITIVES, bind, result
-from jaxconv.rules import TRIO, Map
+from jaxconv.primitives.trio import PRIMITIVES, bind, result
+from jaxconv.rules import TRIO, Map, is_fast
 
 # The index that counts the channels of all groups: where a batch of both operands goes, each example a group.
 _GROUPED = {"x": "c", "w": "o", "y": "o"}
@@ -28,7 +28,7 @@ def _batched(
     sizes = {a.shape[dim] for a, dim in zip(operands, dims, strict=True) if dim is not None}
     if 0 in sizes:
         return _none(of, operands, dims, geometry=geometry, **static), 0
-    if on_first and on_second and static["rules"] == FAST:
+    if on_first and on_second and is_fast(static["rules"]):
         return _grouped(of, operands, dims, geometry=geometry, **static), 0
     if on_first and on_second:
         return _deeper(of, operands, dims, geometry=geometry, **static), 0

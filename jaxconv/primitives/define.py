@@ -13,6 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxconv.primitives import mesh
 
+# The platforms of lowering rules, and how their devices are called.
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
+
 Static = tuple[tuple[str, Any], ...]
 
 # What each primitive computes, as plain JAX: how automatic differentiation would see it.
@@ -42,17 +45,18 @@ def define(
     return primitive
 
 
-def lower_on_cpu(primitive: Primitive, compute: Callable[..., jax.Array]) -> None:
-    """Lower to `compute` with platform="cpu", but not where XLA splits the program; without an engine for export."""
+def lower_on_platforms(primitive: Primitive, compute: Callable[..., jax.Array]) -> None:
+    """Lower to `compute` with the platform's name, but not where XLA splits the program; no engine in an export."""
 
-    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, engine: str, **static: Any) -> Any:
+    def lower(platform: str, ctx: mlir.LoweringRuleContext, *operands: Any, engine: str, **static: Any) -> Any:
         if engine == "auto" and mesh.exported(ctx):
             engine = "xla"
-        platform = None if mesh.split(ctx) else "cpu"
-        here = mlir.lower_fun(functools.partial(compute, engine=engine, platform=platform), multiple_results=False)
+        alone = None if mesh.split(ctx) else platform
+        here = mlir.lower_fun(functools.partial(compute, engine=engine, platform=alone), multiple_results=False)
         return here(mesh.local(ctx), *operands, **static)
 
-    mlir.register_lowering(primitive, lower, platform="cpu")
+    for platform, device in PLATFORMS.items():
+        mlir.register_lowering(primitive, functools.partial(lower, device), platform=platform)
 
 
 def call(primitive: Primitive, *operands: jax.Array, **static: Any) -> jax.Array:

@@ -14,8 +14,8 @@ from jax.interpreters import ad
 from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.primitives import mesh
-from jaxconv.primitives.define import call, define, lower_on_cpu, mapped
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map
+from jaxconv.primitives.define import call, define, lower_on_platforms, mapped
+from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map, is_fast
 
 FAST = RULE_SETS["fast"]
 
@@ -59,7 +59,7 @@ def _called(
     a, b = _alike_in_dtype(of, a, b)
     wider = dtype if of.makes == "y" and dtype != a.dtype else None
     options = {"precision": precision, "preferred_element_type": wider}
-    if rules == FAST:
+    if is_fast(rules):
         options |= {"platform": platform, "engine": engine}
     given = {option: value for option, value in options.items() if value is not None}
     return _checked(of, mapped(lambda a, b: rule(a, b, geometry, **given), depth)(a, b), expected)
@@ -142,7 +142,7 @@ def _eager(
     primitive: Primitive, compute: Callable[..., jax.Array], *operands: Any, rules: ConvRules, **static: Any
 ) -> jax.Array:
     """A rule that somebody wrote runs as it was written: it may print what it sees, or be NumPy."""
-    if rules == FAST:
+    if is_fast(rules):
         return call(primitive, *operands, rules=rules, **static)
     return compute(*operands, rules=rules, **static)
 
@@ -150,7 +150,7 @@ def _eager(
 def _primitive(of: Map, compute: Callable[..., jax.Array], plain: Callable[..., jax.Array]) -> Primitive:
     primitive = define(of.name, compute, plain, functools.partial(result, of))
     primitive.def_impl(functools.partial(_eager, primitive, compute))
-    lower_on_cpu(primitive, compute)
+    lower_on_platforms(primitive, compute)
     ad.defbilinear(primitive, functools.partial(_transpose, of, 0), functools.partial(_transpose, of, 1))
     return primitive
 

@@ -39,6 +39,7 @@ __all__ = [
     "ConvRules",
     "Map",
     "fast",
+    "is_fast",
     "rotated",
     "textbook",
 ]
@@ -151,3 +152,11 @@ RULE_SETS = {
     "rotated": ConvRules(rotated.input_grad, rotated.kernel_grad, rotated.conv),
     "fast": ConvRules(fast.input_grad, fast.kernel_grad, fast.conv),
 }
+
+
+def is_fast(rules: ConvRules) -> bool:
+    """Whether a rule set chooses how to compute, by what is measured here or by a table: it is told who may compute.
+
+    Such a rule knows of groups, so that a batch on both operands folds into them.
+    """
+    return rules == RULE_SETS["fast"] or isinstance(rules.conv, fast.Measured)

@@ -32,7 +32,7 @@ from jax.extend.core import primitives as known
 
 from jaxconv import primitives
 from jaxconv.geometry import Geometry, channels_last_order
-from jaxconv.rules import KERNEL_GRAD
+from jaxconv.rules import KERNEL_GRAD, is_fast
 from jaxconv.transforms.program import CALLS, bind, by_table, called, contains, interpret, leaves_of, trace
 from jaxconv.windows import accumulator, padded, tap_slice, taps, widened
 
@@ -264,7 +264,7 @@ _evaluate = by_table(
 
 
 def _is_kernel_grad(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is _KERNEL_GRAD and eqn.params["rules"] == primitives.FAST
+    return eqn.primitive is _KERNEL_GRAD and is_fast(eqn.params["rules"])
 
 
 def _value(a: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["geometry", "windows", "forward", "engines", "rules", "primitives", "ops", "layers", "models"]
-INSTRUMENTS = ["transforms", "gradcheck", "comparison", "explanation", "commands", "__main__"]
+INSTRUMENTS = ["transforms", "gradcheck", "comparison", "tuning", "explanation", "commands", "__main__"]
 ALLOWED = {
     "": ORDER + INSTRUMENTS[:-2],
     **{stage: ORDER[: i + 1] for i, stage in enumerate(ORDER)},
@@ -28,7 +28,7 @@ OUTSIDE = {
         *("concurrent", "ctypes", "hashlib", "importlib", "os", "pathlib", "platform", "re", "shlex", "shutil"),
         *("subprocess", "sys", "tempfile", "threading"),
     },
-    "rules": {"jax", "numpy", "inspect"},
+    "rules": {"jax", "numpy", "inspect", "warnings"},
     "primitives": {"jax", "numpy"},
     "ops": {"jax", "numpy", "inspect"},
     "layers": {"jax", "numpy", "inspect"},
@@ -36,6 +36,7 @@ OUTSIDE = {
     "transforms": {"jax", "numpy", "inspect", "sys", "types", "warnings", "weakref"},
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
+    "tuning": {"jax", "numpy", "datetime", "json", "pathlib", "statistics", "sys", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "hashlib", "importlib", "io", "json", "pathlib", "re", "xml"},
     "commands": {
         *("jax", "jaxconv", "numpy"),

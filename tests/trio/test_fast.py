@@ -41,6 +41,8 @@ ALL = [
     Case((3, 11, 6, 2), (4, 3, 2, 3), {"stride": (3, 2), "dilation": (1, 2), "padding": ((3, 1), (0, 2))}),
     Case((2, 5, 4, 3), (5, 4, 3, 7), {"padding": "VALID"}),  # a kernel as large as its input
     Case((2, 9, 9, 2), (2, 3, 2, 3), {"stride": (5, 4), "dilation": (3, 1), "padding": ((2, -1), (-1, 2))}),
+    Case((2, 7, 6, 16), (1, 1, 16, 17), {"stride": (3, 2), "padding": ((2, -1), (-1, 3))}),
+    Case((2, 3, 4, 5, 16), (1, 1, 1, 16, 16), {"stride": (1, 2, 3), "dilation": 2}),
     Case((2, 6, 5, 1), (3, 3, 1, 8), {"stride": (1, 2)}),
     Case((4, 3), (3, 5), {}),
     Case((4, 6), (2, 9), {"groups": 3}),
@@ -151,7 +153,7 @@ def test_candidates_are_the_chosen_one_lax_and_whatever_else_is_legal(platform: 
             assert not any(f.pays for f in every[names.index("lax") + 1 :]), case
             legal |= {(name, f.name) for f in every}
     assert legal == {
-        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases")),
+        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases", "border")),
         *(("input_grad", name) for name in ("lax", "product", "fold", "full")),
         *(("kernel_grad", name) for name in ("lax", "product", "shifts", "blocks", "patches")),
     }
@@ -183,7 +185,7 @@ def test_a_call_is_chosen_for_once_and_knows_of_a_turned_kernel(layer: str, monk
     case, expected = ONCE[layer]
     asked: list[Call] = []
     chosen = choice.chosen
-    monkeypatch.setattr(choice, "chosen", lambda call: (asked.append(call), chosen(call))[1])
+    monkeypatch.setattr(choice, "chosen", lambda call, table: (asked.append(call), chosen(call, table))[1])
     for (name, call), times in zip(calls(case).items(), expected, strict=True):
         asked.clear()
         f = partial(getattr(fast, name), geometry=call.geometry, platform="cpu")
@@ -211,7 +213,12 @@ def test_a_choice_made_for_the_cpu_is_made_on_the_cpu_only(platform: str | None)
 
 LAYERS = {  # how many convolutions the CPU's program of each map has: a formulation other than lax has its own
     "depthwise": (Case((2, 6, 6, 4), (3, 3, 1, 4), {"groups": 4}), (0, 0, 0)),
-    "1×1": (Case((2, 6, 6, 4), (1, 1, 4, 8), {}), (1, 0, 0)),
+    "1×1": (Case((2, 6, 6, 16), (1, 1, 16, 16), {}), (0, 0, 0)),
+    "1×1 to few": (Case((2, 6, 6, 16), (1, 1, 16, 8), {}), (1, 0, 0)),
+    "1×1 strided": (Case((2, 6, 6, 16), (1, 1, 16, 16), {"stride": (1, 2)}), (0, 0, 0)),
+    "1×1×1": (Case((2, 4, 4, 4, 16), (1, 1, 1, 16, 16), {}), (1, 0, 0)),
+    "1×1×1 strided": (Case((2, 4, 4, 4, 16), (1, 1, 1, 16, 16), {"stride": 2}), (0, 0, 0)),
+    "1 strided": (Case((2, 9, 16), (1, 16, 16), {"stride": 2}), (1, 0, 0)),
     "3×3": (Case((2, 6, 6, 8), (3, 3, 8, 8), {}), (1, 1, 0)),
     "1-D": (Case((2, 9, 8), (3, 8, 8), {}), (1, 1, 1)),
 }

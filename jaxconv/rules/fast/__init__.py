@@ -4,6 +4,7 @@ What stands where:
 
     maps          the three maps: ask `choice`, bring the arrays into the layout, compute
     choice        which formulation a call takes; all that are legal for it
+    table         what was measured to be the fastest for which call, on one device
     formulation   what a call is, and what a formulation is: a value that computes, and says why and what it holds
 
 and the formulations, a file each, which ends in what it offers for a call:
@@ -27,6 +28,6 @@ Numbers that are not finite: a NaN or an infinity is multiplied by zeros here th
 groups and merged phases, and of rows that fill up a step), and may turn up in more entries of the result than there.
 """
 
-from jaxconv.rules.fast.maps import conv, input_grad, kernel_grad
+from jaxconv.rules.fast.maps import Measured, conv, input_grad, kernel_grad
 
-__all__ = ["conv", "input_grad", "kernel_grad"]
+__all__ = ["Measured", "conv", "input_grad", "kernel_grad"]

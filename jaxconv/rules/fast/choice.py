@@ -1,6 +1,7 @@
 """Which formulation a call takes: an engine's, else the first that pays, else XLA's own convolution.
 
-An engine is asked first, if the call allows one and the platform has one; it says why not when it does not take a call.
+A table of what was measured on the device at hand comes before everything else. Without one an engine is asked first,
+if the call allows one and the platform has one; it says why not when it does not take a call.
 
 A formulation pays where it was measured to be faster; its own file says where, beside the thresholds and the rows of
 `experiments/results/benchmark-xeon.json` that justify them. Those are a CPU's. Anywhere else the only choice is the
@@ -14,8 +15,9 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from jaxconv.rules.fast import blocks, folds, full, library, native, patches, phases, products, shifts
+from jaxconv.rules.fast import blocks, borders, folds, full, library, native, patches, phases, products, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
+from jaxconv.rules.fast.table import Table
 
 EMPTY = "there is nothing to compute"
 EIGHT_BITS = "some floats of 8 bits have no zero to pad with"
@@ -25,7 +27,7 @@ UNBEATEN = "nothing that was tried is faster here"
 UNPROVEN = "legal, but not measured to be faster here"
 
 # In order of preference.
-FILES = (products, shifts, phases, blocks, folds, patches)
+FILES = (products, shifts, phases, blocks, folds, patches, borders)
 
 
 def offers(call: Call) -> Iterator[Formulation]:
@@ -72,8 +74,13 @@ def candidates(call: Call) -> Iterator[Formulation]:
         yield replace(other, pays=False, why=other.why_not or UNPROVEN)
 
 
-def chosen(call: Call) -> Formulation:
-    """The formulation that a call takes: what the maps compute with and `plan` reports."""
+def chosen(call: Call, table: Table | None = None) -> Formulation:
+    """The formulation that a call takes, what the maps compute with and `plan` reports: a table's, if it has one."""
+    label = table.winner(call) if table and _only_lax(call) is None else None
+    if label is not None:
+        for formulation in candidates(call):
+            if formulation.label == label:
+                return replace(formulation, why="measured to be the fastest here")
     return next(candidates(call))
 
 

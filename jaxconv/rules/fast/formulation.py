@@ -84,6 +84,7 @@ class Formulation:
       pays: whether it is faster than `lax`, as far as was measured.
       why_not: where it does not pay, the reason if it is one that a user should know.
       any_layout: whether it computes on any layout, and on kernels to be flipped, as they are.
+      variant: what tells it from others of its name that are offered for the same call.
     """
 
     name: str
@@ -93,3 +94,9 @@ class Formulation:
     pays: bool = True
     why_not: str = ""
     any_layout: bool = False
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it alone is called among all that compute a call."""
+        return f"{self.name}: {self.variant}" if self.variant else self.name

@@ -36,4 +36,4 @@ def offers(call: Call, convolutions: Iterable[Formulation]) -> Iterator[Formulat
     gaps = call.geometry.groups == 1 and products.disjoint(call.geometry)  # the rows named in `products`
     for inner in convolutions:
         why = f"the full convolution of δ, by {inner.name}: {inner.why}"
-        yield Formulation("full", Full(inner), why, inner.holds, pays=inner.pays and not gaps)
+        yield Formulation("full", Full(inner), why, inner.holds, pays=inner.pays and not gaps, variant=inner.label)

@@ -16,6 +16,7 @@ from jaxconv.geometry import Geometry, channels_last_order, inverse, taps_first_
 from jaxconv.rules import rotated
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
+from jaxconv.rules.fast.table import Table
 from jaxconv.windows import accumulator
 
 
@@ -28,6 +29,7 @@ class ChannelsLast:
       dtype: of the result; None for what `lax` makes of the operands'.
       precision: of products, as `lax` takes it.
       engine: who may compute, as a `Call` has it.
+      table: what was measured, if anything was.
       turned_kernels: whether the kernels that `conv` meets have been turned around.
     """
 
@@ -35,17 +37,18 @@ class ChannelsLast:
     dtype: Any
     precision: Any
     engine: str = "xla"
+    table: Table | None = None
     turned_kernels: bool = False
 
     def conv(self, x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], w.shape[-1]
         call = Call("conv", self.platform, x.dtype, geometry, *sizes, self.turned_kernels, self.engine, self.dtype)
-        return choice.chosen(call).compute(x, w, geometry, self)
+        return choice.chosen(call, self.table).compute(x, w, geometry, self)
 
     def kernel_grad(self, x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
         sizes = x.shape[0], x.shape[-1], g.shape[-1]
         call = Call("kernel_grad", self.platform, x.dtype, geometry, *sizes, engine=self.engine, result=self.dtype)
-        return choice.chosen(call).compute(x, g, geometry, self)
+        return choice.chosen(call, self.table).compute(x, g, geometry, self)
 
     def turned(self) -> ChannelsLast:
         return replace(self, turned_kernels=True)
@@ -55,6 +58,22 @@ class ChannelsLast:
         with jax.numpy_dtype_promotion("standard"):
             carried = jnp.promote_types(*map(accumulator, (dtype, self.dtype or dtype)))
         return replace(self, dtype=carried)
+
+
+def call_of(
+    of: str, a: tuple[int, ...], b: tuple[int, ...], dtype: Any, geometry: Geometry, platform: str | None, engine: str,
+    result: Any,
+) -> Call:  # fmt: skip
+    """What a map is asked for, from the shapes of its operands and their dtype."""
+    layout = geometry.layout
+    match of:
+        case "conv":
+            sizes = a[layout.x[0]], a[layout.x[1]], b[layout.w[0]]
+        case "input_grad":
+            sizes = a[layout.y[0]], b[layout.w[1]] * geometry.groups, a[layout.y[1]]
+        case _:
+            sizes = a[layout.x[0]], a[layout.x[1]], b[layout.y[1]]
+    return Call(of, platform, dtype, geometry, *sizes, engine=engine, result=result)
 
 
 def _data(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
@@ -74,14 +93,12 @@ def _restored(a: jax.Array, order: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def conv(
     x: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
-    precision: Any = None, preferred_element_type: Any = None,
+    table: Table | None = None, precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂g; see `forward.conv`, whose options it takes. Without a platform: what every platform runs well."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
-    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], w.shape[layout.w[0]]
-    chosen = choice.chosen(
-        Call("conv", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
-    )
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine, table)
+    call = call_of("conv", x.shape, w.shape, x.dtype, geometry, platform, engine, preferred_element_type)
+    chosen = choice.chosen(call, table)
     if chosen.any_layout:
         return chosen.compute(x, w, geometry, maps)
     x_last, w_last = _data(x, layout.x), _kernel(w, geometry)
@@ -91,14 +108,12 @@ def conv(
 
 def input_grad(
     g: jax.Array, w: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
-    precision: Any = None, preferred_element_type: Any = None,
+    table: Table | None = None, precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂x; see `rotated.input_grad`."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
-    sizes = g.shape[layout.y[0]], w.shape[layout.w[1]] * geometry.groups, g.shape[layout.y[1]]
-    chosen = choice.chosen(
-        Call("input_grad", platform, g.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
-    )
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine, table)
+    call = call_of("input_grad", g.shape, w.shape, g.dtype, geometry, platform, engine, preferred_element_type)
+    chosen = choice.chosen(call, table)
     if chosen.any_layout:
         return chosen.compute(g, w, geometry, maps)
     g_last, w_last = _data(g, layout.y), _kernel(w, geometry)
@@ -108,17 +123,29 @@ def input_grad(
 
 def kernel_grad(
     x: jax.Array, g: jax.Array, geometry: Geometry, *, platform: str | None = None, engine: str = "xla",
-    precision: Any = None, preferred_element_type: Any = None,
+    table: Table | None = None, precision: Any = None, preferred_element_type: Any = None,
 ) -> jax.Array:  # fmt: skip
     """∂T/∂w; see `rotated.kernel_grad`."""
-    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine)
-    sizes = x.shape[layout.x[0]], x.shape[layout.x[1]], g.shape[layout.y[1]]
-    chosen = choice.chosen(
-        Call("kernel_grad", platform, x.dtype, geometry, *sizes, engine=engine, result=preferred_element_type)
-    )
+    layout, maps = geometry.layout, ChannelsLast(platform, preferred_element_type, precision, engine, table)
+    call = call_of("kernel_grad", x.shape, g.shape, x.dtype, geometry, platform, engine, preferred_element_type)
+    chosen = choice.chosen(call, table)
     if chosen.any_layout:
         return chosen.compute(x, g, geometry, maps)
     x_last, g_last = _data(x, layout.x), _data(g, layout.y)
     dw = chosen.compute(x_last, g_last, geometry.channels_last(), maps.carrying(x.dtype))
     dw = _restored(dw, taps_first_order(layout.w), preferred_element_type or x.dtype)
     return rotated.rot180(dw, geometry) if geometry.flip_kernel else dw
+
+
+_MAPS = {"conv": conv, "input_grad": input_grad, "kernel_grad": kernel_grad}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One of the maps, by what a table says is fastest, as a rule."""
+
+    of: str
+    table: Table
+
+    def __call__(self, a: jax.Array, b: jax.Array, geometry: Geometry, **options: Any) -> jax.Array:
+        return _MAPS[self.of](a, b, geometry, table=self.table, **options)

@@ -5,6 +5,11 @@ AVX-512, jax 0.10.2, float32, 2026-11-25 and 26. Dense layers 1.1 to 5 (forward)
 (kernel gradient), in three dimensions 3 to 28; with groups 2 to 4; depthwise kernel gradients of 3×3 taps 2.2 to 5.7.
 oneDNN comes second, behind a formulation and before `lax`, where `beaten` says so.
 
+Tried and left: gradients in three dimensions as a sum over the taps of one axis of calls in two, whose batch holds that
+axis, 0.3 to 1.0 of oneDNN's own (nine layers of VoxNets, 3-D U-Nets and videos); oneDNN's blocked formats, to which x
+and δ are copied, for channels last, 0.8 to 1.1; kernels reordered by one thread, which wakes no other, 0.9 to 1.4 of a
+layer but the same step of a MobileNet.
+
 Depthwise kernel gradients for which oneDNN has no kernel of that kind have one of our own: 3.0 for 96 channels of 7×7
 taps, 3.2 for 240 of 5×5, 4.5 for 31 taps in one dimension, 5.1 for 3×3×3.
 
@@ -73,7 +78,8 @@ def offer(call: Call) -> Formulation | str:
         return f"oneDNN has nothing better than {said}"
     single = math.prod(call.geometry.taps) == 1 < max(call.geometry.stride) and call.map != "kernel_grad"
     if call.engine == "auto" and single and jnp.dtype(call.dtype).itemsize >= 4:
-        # 256→512 and 64→128: 0.7 to 0.9 here, where an Intel Xeon has 1.3 to 1.5. In 16 bits XLA is slower still.
+        # The product's time over oneDNN's: 256→512 1.2 and 1.1, 64→128 0.8 and 0.7, 1024→2048 0.8 and 0.7, in three
+        # dimensions 0.5 to 1.6; along one axis `lax` is as fast. In 16 bits XLA is slower still.
         return "one tap with a stride is oneDNN's on some CPUs and XLA's on others"
     compute, holds = functools.partial(_compute, call.map), "reordered kernels, and oneDNN's own scratch"
     layout, last = call.geometry.layout, call.geometry.channels_last().layout
