@@ -1,4 +1,4 @@
-"""`python -m jaxconv check|compare|tune|explain|doctor`: gradients judged, raced and explained, and tuned.
+"""`python -m jaxconv check|compare|manual|tune|explain|doctor`: gradients judged, raced, replaced, tuned, explained.
 
 Exit status: 0 when all is right, 1 when a gradient is wrong, 2 when it could not be found out, 130 after Ctrl-C.
 Results go to stdout, and what is going on to stderr.
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxconv.commands import doctor, explaining, judging, tuning
+from jaxconv.commands import doctor, explaining, judging, replacing, tuning
 from jaxconv.commands.speaking import CannotRunError, say
 
 
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options)
     except Exception as error:
         known = isinstance(error, CannotRunError | TypeError | ValueError | MemoryError | OSError)
-        say(str(error) if known else f"{type(error).__name__}: {error}")
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        notes = [note for note in getattr(error, "__notes__", ()) if "JAX_TRACEBACK_FILTERING" not in note]
+        say("\n".join([text, *notes]))
         return 2
     except KeyboardInterrupt:
         say("interrupted")
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for commands_of in (judging, tuning, explaining, doctor):
+    for commands_of in (judging, replacing, tuning, explaining, doctor):
         commands_of.add(command)
     return parser
 

@@ -3,6 +3,7 @@
 What stands where:
 
     judging      check and compare, of functions in a user's file
+    replacing    manual, of a function in a user's file
     tuning       tune, of a function in a user's file
     explaining   explain, of shapes or of a function
     doctor       what is installed, and whether the rules work here

@@ -18,6 +18,7 @@ from jaxconv import forward, primitives
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.arguments import Rules, frozen
 from jaxconv.ops.binding import bilinear, gradients_of
+from jaxconv.ops.plan import Plan, planned
 from jaxconv.rules import CONV
 
 
@@ -97,6 +98,16 @@ def described(lhs: Any, rhs: Any, params: dict[str, Any]) -> tuple[Geometry, Any
         params["lhs_dilation"], params["rhs_dilation"], params["dimension_numbers"], params["feature_group_count"],
         params["batch_group_count"], frozen(params["precision"]), params["preferred_element_type"],
     )  # fmt: skip
+
+
+def chosen(lhs: Any, rhs: Any, params: dict[str, Any], rules: Rules, engine: str, platform: str) -> Plan:
+    """What computes the maps of `lax`'s primitive with the given parameters, as `rebound` binds it."""
+    geometry, result = described(lhs, rhs, params)
+    layout, groups = geometry.layout, params["batch_group_count"]
+    batch, inputs, outputs = lhs.shape[layout.x[0]], lhs.shape[layout.x[1]], rhs.shape[layout.w[0]]
+    if groups > 1:
+        batch, inputs, geometry = batch // groups, inputs * groups, geometry.with_groups(groups)
+    return planned(geometry, (batch, inputs, outputs), rules, engine, platform, lhs.dtype, result)
 
 
 def _bound(

@@ -12,6 +12,7 @@ from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.arguments import Rules, check_bias, check_kernel_rules, floating, same_dtype
 from jaxconv.ops.conv import add_bias, convolve
+from jaxconv.ops.plan import Plan, planned
 
 # T(x, w, g) = Σ_{n,c,o} g[n, o] · x[n, c] · w[c, o]: the trilinear form with no positions and one tap.
 _PRODUCT = Geometry((), (), (), (), (), (), 1, Layout.of("NHWC", 0))
@@ -76,3 +77,11 @@ def product(
 ) -> jax.Array:
     """A matrix product x w whose gradients are those of `rules`."""
     return convolve(x, w, _PRODUCT, rules, engine, precision, dtype)
+
+
+def product_chosen(
+    shape: tuple[int, int, int], rules: Rules, engine: str, platform: str, dtype: Any, result: Any
+) -> Plan:
+    """What computes the maps of a product of (rows, depth) and (depth, columns), as `product` binds it."""
+    rows, depth, columns = shape
+    return planned(_PRODUCT, (rows, depth, columns), rules, engine, platform, dtype, result)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconv.geometry import sizes
+from jaxconv.geometry import Geometry, sizes
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules, convolution
-from jaxconv.ops.binding import rule_set
+from jaxconv.ops.binding import gradients_of, rule_set
 from jaxconv.rules import ConvRules, is_fast
 from jaxconv.rules.fast import choice
 from jaxconv.rules.fast.formulation import Call
@@ -103,7 +103,6 @@ def plan(
         raise ValueError(
             f'{function}: rules must be "fast" or what tune returns, but is {rules!r}: others do not choose.'
         )
-    table = getattr(chosen_by.conv, "table", None)
     x_shape, w_shape = sizes(function, "x_shape", x_shape), sizes(function, "w_shape", w_shape)
     geometry = convolution(
         function, x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation,
@@ -111,9 +110,32 @@ def plan(
     )  # fmt: skip
     place = geometry.layout
     counts = x_shape[place.x[0]], x_shape[place.x[1]], w_shape[place.w[0]]
+    return planned(geometry, counts, chosen_by, engine, platform or jax.default_backend(), dtype, dtype)
+
+
+def planned(
+    geometry: Geometry, counts: tuple[int, int, int], rules: Rules, engine: str, platform: str, dtype: Any, result: Any
+) -> Plan:
+    """What computes the maps of a convolution: of so many examples, channels of x and of y, from one dtype to another.
+
+    δ has the dtype of the result, and what meets it is converted to that.
+    """
+    written = gradients_of(rules)
+    if not isinstance(written, ConvRules):
+        return Plan(*[Choice("lax", f"rules={rules!r}: JAX differentiates lax's convolution", "nothing")] * 3)
+    if not is_fast(written):
+        name = rules if isinstance(rules, str) else "own rules"
+        forward = Choice("lax", 'the forward pass is lax\'s under all rules but "fast"', "nothing")
+        return Plan(forward, *(Choice(name, "as it is written", "what it makes") for _ in range(2)))
+
+    table = getattr(written.conv, "table", None)
 
     def chosen(name: str) -> Choice:
-        call = Call(name, platform or jax.default_backend(), dtype, geometry, *counts, engine=engine)
+        there = name == "conv"
+        call = Call(
+            name, platform, dtype if there else result, geometry, *counts, engine=engine,
+            result=result if there and result != dtype else None,
+        )  # fmt: skip
         taken = choice.chosen(call, table)
         return Choice(taken.name, taken.why, taken.holds)
 

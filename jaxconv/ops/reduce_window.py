@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxconv.engines.onednn import loading
+from jaxconv.engines.onednn.windows import window
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.binding import apply, linear
 from jaxconv.ops.max_pool import MAX_POOL
+from jaxconv.ops.plan import Choice
 from jaxconv.ops.pool import WINDOW_SUM
 
 # A pool in plain XLA is a few operations for each tap.
@@ -84,6 +87,28 @@ def minimum(rules: Rules, of: Windows, x: jax.Array) -> jax.Array:
 
 def total(rules: Rules, of: Windows, x: jax.Array) -> jax.Array:
     return _pooled(lambda z: linear(rules, WINDOW_SUM, of.geometry, z), of, x)
+
+
+# What a pool asks of an engine, by what it is: the value where nobody differentiates, or the value and its gradient.
+MAXIMUM = ("remember", "put")
+TOTAL = ("sum", "spread")
+
+
+def chosen(kinds: tuple[str, str], rules: Rules, of: Windows, platform: str, dtype: Any) -> dict[str, Choice]:
+    """What computes a pool and its gradient, as the lowering of its primitives chooses."""
+    if rules == "autodiff":
+        return dict.fromkeys(("pool", "gradient"), Choice("lax", "rules='autodiff': JAX differentiates it", "nothing"))
+    off = loading.why_off() and f"the native engine is off: {loading.why_off()}"
+    off = off if platform == "cpu" else "the native engine computes on CPUs"
+    layout = of.geometry.layout
+    y = of.geometry.y_shape(of.given[layout.x[0]], of.given[layout.x[1]])
+    holds = ("the winning tap of each window" if kinds == MAXIMUM else "nothing", "nothing")
+    found = {}
+    for name, kind, shape, held in zip(("pool", "gradient"), kinds, (of.given, y), holds, strict=True):
+        taken = off or window(kind, of.geometry, 0, jax.ShapeDtypeStruct(shape, dtype))
+        why = taken if isinstance(taken, str) else "one walk over memory, all taps of a window at once"
+        found[name] = Choice("XLA" if isinstance(taken, str) else "native", why, held)
+    return found
 
 
 def _pooled(pool: Callable[[jax.Array], jax.Array], of: Windows, x: jax.Array) -> jax.Array:

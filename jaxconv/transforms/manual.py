@@ -10,27 +10,20 @@ import functools
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import primitives as known
 from jax.extend.source_info_util import reset_name_stack
 
 from jaxconv import primitives
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
-from jaxconv.rules import CONV
 from jaxconv.transforms import stateful
 from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
-from jaxconv.transforms.replacements import TAKEN, Decision, Replacement, decide, is_transposed
-
-# Equations that run the programs they hold and no other: none brings a derivative of its own.
-_RUN = {
-    *(known.jit_p, known.closed_call_p, known.remat_p),
-    *(known.scan_p, known.while_p, known.cond_p),
-    *("shard_map", "core_call", "xla_pmap"),
-}
+from jaxconv.transforms.replacements import TAKEN, Replacement, decisions, holds, in_lax, met, replaces
+from jaxconv.transforms.report import Report, report
 
 
 def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto") -> Manual:
@@ -105,14 +98,62 @@ class Manual:
             return result(_read(self._rules, self._engine, closed, arrays))
 
         result = stateful.called(call, self.__wrapped__, args, kwargs)
-        _warn_of_nothing(read[0], self)
+        if text := _warning(read[0], self):
+            warnings.warn(text, stacklevel=2)
         return result
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """What is replaced in f by what, and what is left, with lines of source and reasons; nothing is computed.
+
+        Args:
+          args, kwargs: as f takes them.
+
+        Returns:
+          A `Report`: a table of 80 columns when printed, `.to_dict()` for JSON. Of each equation that is replaced it
+          has the types of operands and results, the line it stands on, the op of this library, and what computes its
+          value and its gradients on the default platform, with the reason, as `plan` gives it. A program that XLA
+          splits over several devices keeps to "lax", whatever is said here. Of what is left it has why: products of two
+          matrices, dtypes without a gradient, functions with a derivative of their own that hold a convolution, parts
+          of a gradient that JAX has taken already, programs that `manual` does not enter. Equal rows are one, with
+          their number; the body of a loop is counted once.
+
+        Raises:
+          TypeError: f asks for the values of arrays, so that JAX cannot trace it.
+          ValueError: `engine` names one that cannot compute a convolution of f.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, jaxconv
+          >>> def loss(w, x):
+          ...     return jnp.square(jax.lax.conv(x, w, (1, 1), "SAME")).sum()
+          >>> report = jaxconv.manual(loss, engine="xla").report(jnp.ones((4, 3, 5, 5)), jnp.ones((8, 3, 9, 9)))
+          >>> report.replaced[0].op, dict(report.replaced[0].plan)["input_grad"].formulation
+          ('conv_general_dilated', 'lax')
+          >>> report.counts["left"]
+          {}
+
+        Source: the decisions that the evaluation of `manual(f)` makes.
+        """
+        read: list[Jaxpr] = []
+
+        def call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.append(traced(f, args, kwargs)[0].jaxpr)
+
+        stateful.called(call, self.__wrapped__, args, kwargs, assign=False)
+        return report(_name(self), read[0], self._rules, self._engine, _warning(read[0], self))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"manual({self.__wrapped__!r}, rules={self._rules!r}, engine={self._engine!r})"
+
+
+_VALUES_ASKED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def traced(
@@ -134,7 +175,7 @@ def traced(
     try:
         with reset_name_stack():
             closed = jax.make_jaxpr(flat)(*arrays)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except _VALUES_ASKED as error:
         error.add_note(
             "jaxconv.manual traces f, as jax.jit does, to read its equations: f must not ask for the values of arrays. "
             "Apply manual to the part of f that JAX can trace."
@@ -144,30 +185,6 @@ def traced(
         error.add_note(stateful.REMEDY.format("f changed an object that is no argument."))
         raise
     return closed, arrays, lambda results: result(results)
-
-
-def decisions(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Decision]]:
-    """What is said of each equation here that a rule of ours is about; not of those in the programs within."""
-    fixed: set[Any] = set()
-    for eqn in jaxpr.eqns:
-        constant = all(isinstance(v, Literal) or v in fixed for v in eqn.invars) and not eqn.effects
-        if constant:
-            fixed.update(eqn.outvars)
-        decision = decide(eqn)
-        if decision is not None:
-            yield eqn, "it is computed from constants alone" if constant else decision
-
-
-def holds(eqn: JaxprEqn) -> bool:
-    """Whether the programs of an equation are read too: one of a gradient is left whole."""
-    return (eqn.primitive in _RUN or eqn.primitive.name in _RUN) and not is_transposed(eqn)
-
-
-def replaces(jaxpr: Jaxpr) -> bool:
-    """Whether something is replaced here or in a program within."""
-    return any(isinstance(decision, Replacement) for _, decision in decisions(jaxpr)) or any(
-        replaces(inner) for eqn in jaxpr.eqns if holds(eqn) for inner in programs(eqn)
-    )
 
 
 def _read(rules: Rules, engine: str, closed: ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
@@ -201,22 +218,35 @@ def _retraced(rules: Rules, engine: str, program: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _as_lax_is_asked(policy: Callable[..., Any], primitive: Any, *avals: Any, **params: Any) -> Any:
-    """What a policy of `jax.checkpoint` says of a convolution, whose primitive may be ours."""
-    ours = primitive is primitives.PRIMITIVES[CONV]
-    return policy(known.conv_general_dilated_p if ours else primitive, *avals, **params)
+    """What a policy of `jax.checkpoint`, which knows lax, says of a primitive that may be ours."""
+    primitive, params = in_lax(primitive, avals, params)
+    return policy(primitive, *avals, **params)
 
 
-def _warn_of_nothing(jaxpr: Jaxpr, f: Manual) -> None:
-    if replaces(jaxpr):
-        return
-    name = getattr(f, "__name__", "f")
-    if contains(jaxpr, lambda eqn: decide(eqn) == TAKEN):
+def _name(f: Manual) -> str:
+    return getattr(f, "__name__", type(f.__wrapped__).__name__)
+
+
+def _warning(jaxpr: Jaxpr, f: Manual) -> str:
+    """Why the gradient of f's program is what it was; empty where it is not."""
+    if replaces(jaxpr, before_gradients=True):
+        return ""
+    what, why = "nothing in {} is replaced", "it has no convolution and no pool that a rule of this library stands for"
+    left: dict[str, JaxprEqn] = {}
+    for eqn, said, _ in met(jaxpr):
+        if isinstance(said, str) and eqn.primitive != known.dot_general_p:
+            left.setdefault(said, eqn)
+    if TAKEN in left:
+        what = "of {} only the forward pass is replaced" if replaces(jaxpr) else what
         why = (
             "its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
             "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))"
         )
+    elif replaces(jaxpr):  # in a derivative of forward mode
+        return ""
     elif contains(jaxpr, lambda eqn: eqn.primitive in primitives.PLAIN):
         why = "its rules are this library's already"
-    else:
-        why = "it has no convolution and no pool that a rule of this library stands for"
-    warnings.warn(f"manual: nothing in {name} is replaced: {why}.", stacklevel=3)
+    elif left:
+        reason, eqn = next(iter(left.items()))
+        why = f"{eqn.primitive} stays, since {reason}"
+    return f"manual: {what.format(_name(f))}: {why}."

@@ -31,17 +31,22 @@ class Split(NamedTuple):
     state: Any
 
 
-def called(call: Call, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`call(f, args, kwargs)`, for a `call` that copies arguments: what f assigns in modules is assigned in these."""
+def called(
+    call: Call, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], assign: bool = True
+) -> Any:
+    """`call(f, args, kwargs)`, for a `call` that copies arguments: what f assigns in modules is assigned in these.
+
+    Without `assign` it is not, and there is no result.
+    """
     before = _linen_variables()
-    result = _called(call, f, args, kwargs)
+    result = _called(call, f, args, kwargs, assign)
     after = _linen_variables()
     if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
         raise TypeError(REMEDY.format("f changed variables of a module of Flax Linen that is no argument."))
     return result
 
 
-def _called(call: Call, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _called(call: Call, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], assign: bool) -> Any:
     nnx = sys.modules.get("flax.nnx")
 
     def is_object(leaf: Any) -> bool:
@@ -72,7 +77,8 @@ def _called(call: Call, f: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         return split((objects((args, kwargs)), result))
 
     with nnx.update_context(tag):
-        _, result = merged(call(pure, (split((args, kwargs)),), {}), inner=False)
+        made = call(pure, (split((args, kwargs)),), {})
+        _, result = merged(made, inner=False) if assign else (None, None)
     return result
 
 

@@ -33,14 +33,17 @@ OUTSIDE = {
     "ops": {"jax", "numpy", "inspect"},
     "layers": {"jax", "numpy", "inspect"},
     "models": {"jax", "numpy"},
-    "transforms": {"jax", "numpy", "inspect", "sys", "types", "warnings", "weakref"},
+    "transforms": {
+        *("jax", "numpy"),
+        *("inspect", "pathlib", "sys", "sysconfig", "textwrap", "types", "warnings", "weakref"),
+    },
     "gradcheck": {"jax", "numpy", "contextlib", "os", "pathlib", "re"},
     "comparison": {"jax", "numpy", "matplotlib", "pathlib", "re", "statistics", "time"},
     "tuning": {"jax", "numpy", "datetime", "json", "pathlib", "statistics", "sys", "time"},
     "explanation": {"jax", "numpy", "matplotlib", "hashlib", "importlib", "io", "json", "pathlib", "re", "xml"},
     "commands": {
         *("jax", "jaxconv", "numpy"),
-        *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading"),
+        *("argparse", "contextlib", "importlib", "json", "pathlib", "platform", "sys", "threading", "warnings"),
     },
     "__main__": {"jax", "argparse", "sys"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import jaxconv
 from jaxconv.engines.onednn import loading
 from jaxconv.transforms.program import equations
 
@@ -74,3 +78,29 @@ def _numbers(a: jax.Array) -> np.ndarray:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(a))
     return np.asarray(a).astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else np.asarray(a)
+
+
+def assert_layer(
+    layer: Callable[..., Any], *args: Any, rules: bool = True, close: Callable[[Any, Any], None] = assert_same
+) -> None:
+    """A layer and its gradients through `manual` are its own; `rules` says whether any of ours is in them."""
+
+    def results(layer: Callable[..., Any], *args: Any) -> Any:
+        y, transposed = jax.vjp(layer, *args)
+        return y, transposed(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if rules else "ignore")  # that nothing is replaced
+        got = functools.partial(results, jaxconv.manual(layer))
+        found = primitives(got, *args)
+        assert bool(ours(found)) == rules, found
+        assert not rules or not JAX_GRADIENTS & found.keys(), found
+        close(jax.jit(got)(*args), jax.jit(functools.partial(results, layer))(*args))
+
+
+def sampled(cases: dict[str, Any], every: int = 8) -> list[Any]:
+    """The cases of a table as parameters: a few of them, and the rest where all are asked for."""
+    return [
+        pytest.param(case, id=name, marks=[pytest.mark.thorough] if i % every else [])
+        for i, (name, case) in enumerate(cases.items())
+    ]
