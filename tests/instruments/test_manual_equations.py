@@ -248,11 +248,12 @@ def test_dense_layers_on_images_and_other_products() -> None:
         rows = x[0, 0] @ w  # two matrices: left
         batch = jnp.einsum("nhwc,nhwd->nhcd", x, x)  # left
         outer = jnp.tensordot(x[0, 0], w, 0)  # left
-        return images, two, deep, rows, batch, outer
+        last = lax.dot_general(x, w[:, :, None] * jnp.ones((1, 1, 2)), (((3,), (0,)), ((0,), (2,))))  # left
+        return images, two, deep, rows, batch, outer, last
 
     report = jaxconv.manual(f).report(x, w)
     assert {row.op for row in report.replaced} == {"dense"} and sum(row.count for row in report.replaced) == 4
-    assert sum(n for of in report.counts["left"].values() for n in of.values()) == 3
+    assert sum(n for of in report.counts["left"].values() for n in of.values()) == 4
     assert_close(gradients(jaxconv.manual(f), x, w), gradients(f, x, w))
     kernel = [e for e in program(jax.grad(weighted(jaxconv.manual(f)), 1), x, w) if "kernel_grad" in e.primitive.name]
     assert len(kernel) == 4

@@ -154,6 +154,7 @@ def test_names_and_lines_are_kept() -> None:
         return [(kept.get(name, name), str(info.name_stack)) for name, info in found]
 
     assert named(jaxconv.manual(f)) == named(f)
+    assert named(jax.named_scope("around")(jaxconv.manual(f))) == named(jax.named_scope("around")(f))
     assert primitives(jaxconv.manual(f), X)["conv_general_dilated"] == 0
     (ours, *_) = (eqn for eqn in program(jaxconv.manual(f), X) if eqn.primitive.name == "jaxconv_conv")
     (lax_, *_) = (eqn for eqn in program(f, X) if eqn.primitive == known.conv_general_dilated_p)
