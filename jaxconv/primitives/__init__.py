@@ -39,7 +39,8 @@ from jaxconv.primitives.linear import LinearPair, linear_pair
 from jaxconv.primitives.mesh import alike
 from jaxconv.primitives.reverse import reverse_only
 from jaxconv.primitives.several import SeveralPair, several_pair
-from jaxconv.primitives.trio import FAST, PRIMITIVES, bilinear
+from jaxconv.primitives.trio import PRIMITIVES, bilinear
+from jaxconv.rules import FAST
 
 __all__ = [
     "FAST",

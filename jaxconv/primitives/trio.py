@@ -15,9 +15,7 @@ from jaxconv import forward
 from jaxconv.geometry import Geometry
 from jaxconv.primitives import mesh
 from jaxconv.primitives.define import call, define, lower_on_platforms, mapped
-from jaxconv.rules import CONV, INPUT_GRAD, KERNEL_GRAD, RULE_SETS, ConvRules, Map, is_fast
-
-FAST = RULE_SETS["fast"]
+from jaxconv.rules import CONV, FAST, INPUT_GRAD, KERNEL_GRAD, ConvRules, Map, is_fast
 
 
 def bilinear(

@@ -32,6 +32,7 @@ from jaxconv.rules.backward import InputGrad, KernelGrad, options_of
 
 __all__ = [
     "CONV",
+    "FAST",
     "INPUT_GRAD",
     "KERNEL_GRAD",
     "RULE_SETS",
@@ -147,10 +148,11 @@ class ConvRules:
         return cls(InputGrad(backward, options), KernelGrad(backward, options))
 
 
+FAST = ConvRules(fast.input_grad, fast.kernel_grad, fast.conv)
 RULE_SETS = {
     "textbook": ConvRules(textbook.input_grad, textbook.kernel_grad, textbook.conv),
     "rotated": ConvRules(rotated.input_grad, rotated.kernel_grad, rotated.conv),
-    "fast": ConvRules(fast.input_grad, fast.kernel_grad, fast.conv),
+    "fast": FAST,
 }
 
 
@@ -159,4 +161,4 @@ def is_fast(rules: ConvRules) -> bool:
 
     Such a rule knows of groups, so that a batch on both operands folds into them.
     """
-    return rules == RULE_SETS["fast"] or isinstance(rules.conv, fast.Measured)
+    return rules == FAST or isinstance(rules.conv, fast.Measured)

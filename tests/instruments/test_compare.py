@@ -17,7 +17,7 @@ import pytest
 
 import jaxconv
 from jaxconv.comparison import OPERATIONS, Comparison
-from jaxconv.comparison.race import _race
+from jaxconv.comparison.race import race
 from tests.support.judged import normal
 
 
@@ -76,7 +76,7 @@ def test_several_functions_race_each_other() -> None:
 
 def test_contestants_take_turns_in_changing_order() -> None:
     turns: list[str] = []
-    times = _race({name: lambda name=name: (turns.append(name), time.sleep(0.006)) for name in "ab"}, 0.05)
+    times = race({name: lambda name=name: (turns.append(name), time.sleep(0.006)) for name in "ab"}, 0.05)
     assert len(times["a"]) == len(times["b"]) >= 3 and all(t > 0.005 for t in times["a"])
     assert "".join(turns).startswith("ab" + "ab" + "ba" + "ab"), "one call each to warm up, then the rounds"
 

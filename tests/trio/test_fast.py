@@ -153,9 +153,12 @@ def test_candidates_are_the_chosen_one_lax_and_whatever_else_is_legal(platform: 
             assert not any(f.pays for f in every[names.index("lax") + 1 :]), case
             legal |= {(name, f.name) for f in every}
     assert legal == {
-        *(("conv", name) for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases", "border")),
+        *(
+            ("conv", name)
+            for name in ("lax", "product", "shifts", "blocks", "phases", "merged phases", "border", "depths")
+        ),
         *(("input_grad", name) for name in ("lax", "product", "fold", "full")),
-        *(("kernel_grad", name) for name in ("lax", "product", "shifts", "blocks", "patches")),
+        *(("kernel_grad", name) for name in ("lax", "product", "shifts", "blocks", "patches", "depths")),
     }
 
 

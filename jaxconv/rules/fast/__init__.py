@@ -16,6 +16,8 @@ and the formulations, a file each, which ends in what it offers for a call:
     blocks        grouped: neighbouring groups merged into dense blocks
     folds         input gradients of few channels: one product, then overlap-add
     patches       dense kernel gradients: matrix products over the patches of a few examples at a time
+    borders       unpadded: one output too many, cropped
+    depths        three dimensions: a sum of convolutions in two
     full          input gradients as the full convolutions they are, by one of the above
     library       where nothing beats `lax`, `lax` it is: the formulas of `rotated`
 

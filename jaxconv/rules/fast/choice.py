@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from jaxconv.rules.fast import blocks, borders, folds, full, library, native, patches, phases, products, shifts
+from jaxconv.rules.fast import blocks, borders, depths, folds, full, library, native, patches, phases, products, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from jaxconv.rules.fast.table import Table
 
@@ -27,7 +27,7 @@ UNBEATEN = "nothing that was tried is faster here"
 UNPROVEN = "legal, but not measured to be faster here"
 
 # In order of preference.
-FILES = (products, shifts, phases, blocks, folds, patches, borders)
+FILES = (products, shifts, phases, blocks, folds, patches, borders, depths)
 
 
 def offers(call: Call) -> Iterator[Formulation]:
