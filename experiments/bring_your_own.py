@@ -7,10 +7,11 @@ Nothing in the model, the step or the loop knows of jaxconv but the line that sa
 the same parameters, meet the same batches and drop the same neurons; they take turns, an epoch each.
 
 Measured on 2 cores of an AMD EPYC, jax 0.10.2, Flax 0.12.8, float32, the native engine on, 2026-11-26. An epoch of
-`--data mnist` takes 35 to 39 s without `manual` (seven of them) and 12 to 14 s with it (four, each the first of its run,
-which compiles). After `--data mnist --epochs 2` the accuracy is 98.91 % without and 98.81 % with: rounding grows over
-the steps, and the losses of one batch among 936 are 0.055 apart; the mean losses of the epochs are 0.2201 and 0.2199,
-0.0659 and 0.0658. After `--epochs 12` on the digits it is 98.33 % in both, the losses of 132 steps 7.3e-07 apart at most.
+`--data mnist` takes 35 to 39 s without `manual` (seven of them) and 12 to 14 s with it (four, each the first of its
+run, which compiles). After `--data mnist --epochs 2` the accuracy is 98.91 % without and 98.81 % with: rounding grows
+over the steps, and the losses of one batch among 936 are 0.055 apart; the mean losses of the epochs are 0.2201 and
+0.2199, 0.0659 and 0.0658. After `--epochs 12` on the digits it is 98.33 % in both, the losses of 132 steps 7.3e-07
+apart at most.
 """
 
 from __future__ import annotations
