@@ -6,6 +6,7 @@ import datetime
 import functools
 import json
 import math
+import operator
 import statistics
 import sys
 import time
@@ -22,7 +23,6 @@ from jaxconv import primitives
 from jaxconv.comparison.race import race
 from jaxconv.engines import machine
 from jaxconv.geometry import Geometry, Layout
-from jaxconv.ops.arguments import check_engine
 from jaxconv.rules import TRIO, ConvRules, Map, is_fast, textbook
 from jaxconv.rules.fast import Measured, choice
 from jaxconv.rules.fast.formulation import Call
@@ -99,7 +99,7 @@ def tune(
       f: a function as `jax.grad` takes it.
       args: where to trace it; only shapes and dtypes matter.
       argnums: what is differentiated, as in `jax.grad`.
-      engine: who may compute: "auto", "xla" or "onednn", as in `conv`.
+      engine: who may compute: "auto" or "xla", as in `conv`.
       seconds: how long to race each call, for all its candidates together.
       budget: seconds for all; calls that are not reached take the built-in choice. The largest come first. So it is
         after Ctrl-C.
@@ -110,7 +110,8 @@ def tune(
       `TunedRules`.
 
     Raises:
-      ValueError: f's gradient has no convolution of this library; a limit is not positive.
+      ValueError: f's gradient has no convolution of this library; a limit is not positive; there is no such argument
+        or engine.
       ArithmeticError: no formulation of a call is right.
 
     Example:
@@ -126,7 +127,8 @@ def tune(
     Source: M. Frigo and S. G. Johnson, FFTW: an adaptive software architecture for the FFT (1998): a plan is measured.
     """
     function = "tune"
-    check_engine(function, engine)
+    if engine not in ("auto", "xla"):
+        raise ValueError(f'{function}: engine must be "auto" or "xla", which leave a choice, but is {engine!r}.')
     for name, value in (("seconds", seconds), ("budget", budget), ("memory", memory)):
         if not value > 0:
             raise ValueError(f"{function}: {name} must be positive, but is {value}.")
@@ -149,7 +151,8 @@ def tune(
     except KeyboardInterrupt:
         if not entries:
             raise
-        print(f"jaxconv.tune: interrupted after {len(entries)} of {len(found)} calls", file=sys.stderr)
+    if len(entries) < len(found):
+        print(f"jaxconv.tune: {len(entries)} of {len(found)} calls were measured", file=sys.stderr)
     return TunedRules(Table(tuple(entries), *here))
 
 
@@ -181,9 +184,11 @@ def load_rules(path: str | Path) -> TunedRules:
         if given["format"] != _FORMAT:
             raise KeyError("format")
         about = (given["platform"], given["device"], given["jaxlib"], given["date"])
+        if not all(isinstance(word, str) for word in about):
+            raise TypeError("the device is described by words")
         entries = [_entry(given["platform"], entry) for entry in given["entries"]]
         return TunedRules(Table(tuple(entries), *about))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"load_rules: {path} holds no rules that TunedRules.save wrote: {error!r}.") from error
 
 
@@ -238,7 +243,10 @@ class _Task:
 def _tasks(function: str, f: Callable[..., Any], args: Any, argnums: int | Sequence[int]) -> Iterator[_Task]:
     """The different calls in f's gradient."""
     program = trace(function, f, *args)
-    wanted = {argnums} if isinstance(argnums, int) else set(argnums)
+    wanted = {operator.index(n) for n in (argnums if isinstance(argnums, Sequence) else [argnums])}
+    for n in wanted:
+        if not -len(args) <= n < len(args):
+            raise ValueError(f"{function}: argnums must count the {len(args)} arguments, but {n} is none of them.")
     counts = [len(leaves_of(function, (a,), str).arrays) for a in args]
     ends = np.cumsum([0, *counts])
     where = [
@@ -294,13 +302,16 @@ def _raced(task: _Task, here: _Here, engine: str, seconds: float, memory: float)
     is_right = _judge(task, a, b)
     for label in (built_in, *others):
         rules = TunedRules(Table((Entry(task.call, label, built_in, ()),), *here))
-        program = jax.jit(functools.partial(_computed, task, rules, engine)).lower(a, b).compile()
-        held = program.memory_analysis()
-        if label != built_in and held and held.temp_size_in_bytes > memory:
-            continue
-        if is_right(program(a, b)):
-            programs[label] = functools.partial(program, a, b)
-            once[label] = _timed(programs[label])
+        try:
+            program = jax.jit(functools.partial(_computed, task, rules, engine)).lower(a, b).compile()
+            held = program.memory_analysis()
+            if label != built_in and held and held.temp_size_in_bytes > memory:
+                continue
+            if is_right(program(a, b)):
+                once[label] = _timed(functools.partial(program, a, b))
+                programs[label] = functools.partial(program, a, b)
+        except jax.errors.JaxRuntimeError as error:  # such as more memory than there is
+            print(f"jaxconv.tune: {label} fails: {str(error).splitlines()[0]}", file=sys.stderr)
     if not once:
         raise ArithmeticError(f"tune: no formulation of {task.of.name} {layer(task.call)} computes what textbook does.")
     hopeless = HOPELESS * min(once.values())
@@ -372,6 +383,9 @@ def _entry(platform: str, given: dict[str, Any]) -> Entry:
     dtype, result = jnp.dtype(call.pop("dtype")), call.pop("result")
     result = None if result is None else jnp.dtype(result)
     known = Call(dtype=dtype, result=result, geometry=Geometry(**geometry), platform=platform, engine="auto", **call)
+    if not (sizes_known(known) and winner in seconds and isinstance(built_in, str) and min(seconds.values()) > 0):
+        raise ValueError(f"the entry of {known.map} {layer(known)} is damaged")
+    next(choice.candidates(known))  # a call that is none raises here
     return Entry(known, winner, built_in, tuple(seconds.items()))
 
 

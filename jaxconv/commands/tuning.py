@@ -10,7 +10,6 @@ from typing import Any
 import jaxconv
 from jaxconv.commands.loading import CONVENTION, load
 from jaxconv.commands.speaking import can_write
-from jaxconv.ops.arguments import ENGINES
 
 
 def add(command: Callable[..., Any]) -> None:
@@ -20,7 +19,7 @@ def add(command: Callable[..., Any]) -> None:
     tune.add_argument("--out", type=Path, metavar="FILE", help="write the rules, for jaxconv.load_rules")
     tune.add_argument("--argnums", type=int, nargs="+", default=[0], metavar="N", help="what is differentiated")
     tune.add_argument("--manual", action="store_true", help="of a function that knows nothing of this library")
-    tune.add_argument("--engine", default="auto", choices=ENGINES, help="who may compute")
+    tune.add_argument("--engine", default="auto", choices=("auto", "xla"), help="who may compute")
     tune.add_argument("--seconds", type=float, default=0.2, help="how long to race each call")
     tune.add_argument("--budget", type=float, default=math.inf, help="seconds for all; the largest calls come first")
     tune.add_argument("--memory", type=float, default=math.inf, help="bytes that a formulation may hold")

@@ -85,7 +85,7 @@ class Manual:
     """A function and the rules that its gradient is to be taken by, as `manual` returns it."""
 
     def __init__(self, f: Callable[..., Any], rules: Rules, engine: str) -> None:
-        functools.update_wrapper(self, f)
+        functools.update_wrapper(self, f, updated=())  # f's attributes are f's
         self.__wrapped__ = f
         self._rules, self._engine = rules, engine
 

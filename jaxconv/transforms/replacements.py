@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.extend.core import primitives as known
@@ -66,10 +67,15 @@ def decide(eqn: JaxprEqn) -> Decision | None:
     x: Any = eqn.invars[0].aval
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return f"{x.dtype} has no gradient" if not jnp.issubdtype(x.dtype, jnp.inexact) else f"it is {x.dtype}"
+    results: list[Any] = [v.aval for v in eqn.outvars]
+    if any(y.weak_type for y in results):
+        return WEAK
     return TAKEN if is_transposed(eqn) else about(eqn, x)
 
 
 SYMBOLIC = "a size is symbolic"
+WEAK = "its result is weakly typed, which those of this library are not"
+MESH = "a reshape would lose how its axes lie on a mesh with explicit axes"
 TAKEN = "it belongs to a gradient that JAX has taken already"
 OWN = "it has a derivative of its own, which stays"
 CLOSED = "manual does not read the programs that this equation holds"
@@ -160,10 +166,19 @@ def _inside(eqn: JaxprEqn) -> Counter[str]:
     return Counter(e.primitive.name for e in within if isinstance(decide(e), Replacement))
 
 
+def _is_on_explicit_axes(eqn: JaxprEqn) -> bool:
+    """Whether the types of operands say how their axes are split."""
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    meshes = [a.sharding.mesh for a in avals]
+    return any(not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types for mesh in meshes)
+
+
 def _convolution(eqn: JaxprEqn, x: Any) -> Decision:
     w: Any = eqn.invars[1].aval
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return SYMBOLIC
+    if eqn.params["batch_group_count"] > 1 and _is_on_explicit_axes(eqn):
+        return MESH
 
     def compute(rules: Rules, engine: str, lhs: jax.Array, rhs: jax.Array) -> list[Any]:
         return [conv_general_dilated.rebound(lhs, rhs, eqn.params, rules, engine)]
@@ -195,6 +210,10 @@ def _pool(pool: _Pool, eqn: JaxprEqn, x: Any) -> Decision:
     found = reduce_window.windows(x, eqn.params)
     if isinstance(found, str):
         return found
+    if found.given != x.shape and _is_on_explicit_axes(eqn):
+        return MESH
+    if pool.kinds == reduce_window.MAXIMUM and np.isnan(np.asarray(-np.inf, x.dtype)):
+        return f"{x.dtype} has no −∞ for padding to be"
 
     def compute(rules: Rules, engine: str, x: jax.Array, *start: jax.Array) -> list[Any]:
         return [functools.reduce(pool.combine, start, pool.compute(rules, found, x))]
@@ -220,6 +239,8 @@ def _product(eqn: JaxprEqn, x: Any) -> Decision:
         return "it is a product of two matrices, and its gradient two such products"
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return SYMBOLIC
+    if _is_on_explicit_axes(eqn):
+        return MESH
     precision, dtype = eqn.params["precision"], eqn.params["preferred_element_type"]
     outer, inner = x.shape[: x.ndim - depth], w.shape[depth:]
 
@@ -270,7 +291,8 @@ def in_lax(primitive: Any, avals: Sequence[Any], params: dict[str, Any]) -> tupl
         said = {"precision": params["precision"], "preferred_element_type": params["dtype"]}
         geometry = params["geometry"]
         if geometry.rank == 0:
-            rows = (((1,), (0,)), ((), ()))
+            several = geometry.groups > 1 or params["depth"] > 0
+            rows = (((2,), (1,)), ((0,), (0,))) if several else (((1,), (0,)), ((), ()))
             return known.dot_general_p, {"dimension_numbers": rows, "out_sharding": None} | said
         numbers = lax.ConvDimensionNumbers(geometry.layout.x, geometry.layout.w, geometry.layout.y)
         return known.conv_general_dilated_p, said | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import jaxconv
 from jaxconv import tuning
 from jaxconv.commands.loading import CONVENTION
 from jaxconv.engines import machine
+from jaxconv.engines.onednn import loading
 from jaxconv.geometry import conv_geometry
 from jaxconv.rules import RULE_SETS, fast, is_fast
 from jaxconv.rules.fast import choice
@@ -185,7 +187,7 @@ def test_an_interruption_keeps_what_is_known(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(tuning, "_raced", interrupted)
     found = tune(network(), *parameters(), **QUICK)
     assert len(found.table.entries) == 2
-    assert "interrupted after 2 of 11 calls" in capsys.readouterr().err
+    assert capsys.readouterr().err == "jaxconv.tune: 2 of 11 calls were measured\n"
     calls.extend([None] * 5)
     monkeypatch.setattr(tuning, "_raced", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -197,6 +199,13 @@ def test_progress_is_said_on_stderr(capsys: Any) -> None:
     tune(lambda w: jaxconv.conv(x, w).sum(), w, seconds=0.002)
     said = capsys.readouterr()
     assert said.out == "" and "jaxconv.tune: 2 of 2: " in said.err
+
+
+def test_what_cannot_be_tuned_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^tune: argnums must count the 2 arguments, but 7 is none of them\."):
+        tune(network(), *parameters(), argnums=7)
+    with pytest.raises(ValueError, match=r"^tune: engine must be .auto. or .xla., which leave a choice"):
+        tune(network(), *parameters(), engine="onednn")
 
 
 @pytest.mark.parametrize(("option", "value"), [("seconds", 0), ("budget", -1.0), ("memory", 0.0)])
@@ -257,6 +266,65 @@ def test_a_table_has_a_line_for_every_call(rules: TunedRules) -> None:
     assert first == repr(rules) and header.split() == ["map", "layer", "winner", "ms", "lax", "built", "in"]
     assert len(lines) == len(rules.table.entries)
     assert any("3×6², 2→4, 3/2" in line for line in lines) and any("4 groups" in line for line in lines)
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a device that is no word": lambda given: given.update(device={}),
+    "an entry that is no table": lambda given: given.update(entries=["a"]),
+    "a winner that was not raced": lambda given: given["entries"][0].update(winner="another"),
+    "a winner that is no word": lambda given: given["entries"][0].update(winner=["lax"]),
+    "no time at all": lambda given: given["entries"][0]["seconds"].update(lax=0),
+    "times that are no table": lambda given: given["entries"][0].update(seconds=[1.0]),
+    "a geometry that is no table": lambda given: given["entries"][0].update(geometry=[]),
+    "a batch that is no number": lambda given: given["entries"][0].update(batch="2"),
+    "a map that there is not": lambda given: given["entries"][0].update(map="correlate"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_when_it_is_read(damage: str, rules: TunedRules, tmp_path: Path) -> None:
+    path = tmp_path / "rules.json"
+    rules.save(path)
+    given = json.loads(path.read_text())
+    DAMAGE[damage](given)
+    path.write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=r"^load_rules: .*rules\.json holds no rules"):
+        load_rules(path)
+
+
+def test_rules_travel_without_what_is_known_of_a_process(rules: TunedRules) -> None:
+    """A hash of strings is another in every process, and whether this is the device is to be asked there."""
+    hash(rules), rules.table.winner(rules.table.entries[0].call)
+    assert {"_hash", "_is_of_here"} <= set(vars(rules.table))
+    again = pickle.loads(pickle.dumps(rules))
+    assert again == rules and not {"_hash", "_is_of_here", "_winners"} & set(vars(again.table))
+
+
+def test_an_engine_that_is_named_computes(rules: TunedRules) -> None:
+    mine = forced(rules, lambda entry: "lax")
+    call = next(entry.call for entry in rules.table.entries if entry.call.map == "conv" and entry.call.geometry.rank)
+    wanted = {"auto": "lax", "xla": "lax"} | ({"onednn": "onednn"} if loading.why_off() is None else {})
+    for engine, label in wanted.items():
+        assert choice.chosen(dataclasses.replace(call, engine=engine), mine.table).label == label
+
+
+def test_written_rules_beside_a_tuned_one_are_written_rules(rules: TunedRules) -> None:
+    mixed = jaxconv.ConvRules(RULE_SETS["textbook"].input_grad, RULE_SETS["textbook"].kernel_grad, rules.conv)
+    assert not is_fast(mixed)
+    params, x = parameters()
+    got, want = (jax.grad(network(r))(params, x) for r in (mixed, "textbook"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_a_formulation_that_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(*args: Any) -> jax.Array:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: more memory than there is\nand more words")
+
+    x, w = arrays((4, 12, 12, 3), (3, 3, 3, 4))
+    monkeypatch.setattr(choice.patches, "kernel_grad", full)
+    found = tune(lambda w: jaxconv.conv(x, w).sum(), w, engine="xla", **QUICK)
+    assert all("patches" not in dict(entry.seconds) for entry in found.table.entries)
+    assert capsys.readouterr().err == "jaxconv.tune: patches fails: RESOURCE_EXHAUSTED: more memory than there is\n"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": "another"}', '{"format": "jaxconv rules", "entries": [1]}'])

@@ -76,7 +76,8 @@ def candidates(call: Call) -> Iterator[Formulation]:
 
 def chosen(call: Call, table: Table | None = None) -> Formulation:
     """The formulation that a call takes, what the maps compute with and `plan` reports: a table's, if it has one."""
-    label = table.winner(call) if table and _only_lax(call) is None else None
+    asked = table is not None and call.engine in ("auto", "xla") and _only_lax(call) is None
+    label = table.winner(call) if table and asked else None
     if label is not None:
         for formulation in candidates(call):
             if formulation.label == label:

@@ -53,6 +53,10 @@ class Table:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> Any:
+        """What is known of this process and its device is not another's."""
+        return Table, (self.entries, self.platform, self.device, self.jaxlib, self.date)
+
     @functools.cached_property
     def _hash(self) -> int:
         return hash((self.entries, self.platform, self.device, self.jaxlib))
