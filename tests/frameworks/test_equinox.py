@@ -14,7 +14,18 @@ import pytest
 
 import jaxconv
 from jaxconv.transforms.program import equations
-from tests.support.frameworks import JAX_GRADIENTS, NATIVE, STEPS, assert_near, assert_same, cast, ours, primitives
+from tests.support.frameworks import (
+    JAX_GRADIENTS,
+    NATIVE,
+    STEPS,
+    Training,
+    assert_near,
+    assert_same,
+    cast,
+    ours,
+    primitives,
+    training,
+)
 
 eqx = pytest.importorskip("equinox")
 jmp = pytest.importorskip("jmp")
@@ -91,7 +102,7 @@ def with_arrays_in(dtype: Any, tree: Any) -> Any:
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def trained(wrap: Wrap, dtype: Any) -> tuple[Any, Any, Any]:
+def trained(wrap: Wrap, dtype: Any) -> Training:
     """The first gradient, model and state after a step, the losses."""
     model, state = (with_arrays_in(dtype, tree) for tree in start())
     x, keys = jnp.asarray(X, dtype), jax.random.split(jax.random.key(1), STEPS)
@@ -104,16 +115,12 @@ def trained(wrap: Wrap, dtype: Any) -> tuple[Any, Any, Any]:
         return (eqx.apply_updates(model, updates), state, memory), value, grads
 
     memory = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    carried, value, grads = step(model, state, memory, keys[0])
-    first, losses = eqx.filter(carried, eqx.is_array), [value]
-    for key in keys[1:]:
-        carried, value, _ = step(*carried, key)
-        losses.append(value)
-    return grads, first, jnp.stack(losses)
+    found = training(step, (model, state, memory), keys)
+    return found._replace(after_a_step=eqx.filter(found.after_a_step, eqx.is_array))
 
 
 @functools.cache
-def their_training() -> tuple[Any, Any, Any]:
+def their_training() -> Training:
     return trained(lambda f: f, jnp.float64)
 
 

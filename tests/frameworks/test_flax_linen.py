@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,17 @@ import pytest
 from flax import linen as nn
 
 import jaxconv
-from tests.support.frameworks import JAX_GRADIENTS, NATIVE, STEPS, assert_near, assert_same, cast, ours, primitives
+from tests.support import frameworks
+from tests.support.frameworks import (
+    JAX_GRADIENTS,
+    NATIVE,
+    Training,
+    assert_near,
+    assert_same,
+    cast,
+    ours,
+    primitives,
+)
 
 random = np.random.default_rng(0)
 X, LABELS = random.standard_normal((8, 12, 12, 3)), random.integers(0, 3, 8)
@@ -64,33 +74,11 @@ def loss(params: Any, state: Any, x: Any, key: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean(), state
 
 
-class Training(NamedTuple):
-    grads: Any
-    after_a_step: Any
-    losses: Any
-
-
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def trained(wrap: Wrap, dtype: Any) -> Training:
-    params, state = cast(start(), dtype)
-    x, keys = jnp.asarray(X, dtype), jax.random.split(jax.random.key(1), STEPS)
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    gradient = jax.value_and_grad(wrap(loss), has_aux=True)
-
-    @jax.jit
-    def step(params: Any, state: Any, memory: Any, key: Any) -> Any:
-        (value, state), grads = gradient(params, state, x, key)
-        updates, memory = optimizer.update(grads, memory)
-        return (optax.apply_updates(params, updates), state, memory), value, grads
-
-    carried, value, grads = step(params, state, optimizer.init(params), keys[0])
-    first, losses = carried, [value]
-    for key in keys[1:]:
-        carried, value, _ = step(*carried, key)
-        losses.append(value)
-    return Training(grads, first, jnp.stack(losses))
+    return frameworks.trained(wrap(loss), *cast(start(), dtype), jnp.asarray(X, dtype))
 
 
 @functools.cache

@@ -13,9 +13,10 @@ import optax
 import pytest
 
 import jaxconv
+from tests.support import frameworks
 from tests.support.frameworks import (
     JAX_GRADIENTS,
-    STEPS,
+    Training,
     assert_layer,
     assert_near,
     assert_same,
@@ -64,28 +65,12 @@ def loss(params: Any, state: Any, x: Any, key: Any) -> Any:
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def trained(wrap: Wrap, dtype: Any) -> tuple[Any, Any, Any]:
-    """The first gradient; parameters, state and momentum after a step; the losses."""
-    params, state = cast(start(), dtype)
-    x, keys = jnp.asarray(X, dtype), jax.random.split(jax.random.key(1), STEPS)
-    optimizer = optax.sgd(0.05, momentum=0.9)
-
-    @jax.jit
-    def step(params: Any, state: Any, memory: Any, key: Any) -> Any:
-        (value, state), grads = jax.value_and_grad(wrap(loss), has_aux=True)(params, state, x, key)
-        updates, memory = optimizer.update(grads, memory)
-        return (optax.apply_updates(params, updates), state, memory), value, grads
-
-    carried, value, grads = step(params, state, optimizer.init(params), keys[0])
-    first, losses = carried, [value]
-    for key in keys[1:]:
-        carried, value, _ = step(*carried, key)
-        losses.append(value)
-    return grads, first, jnp.stack(losses)
+def trained(wrap: Wrap, dtype: Any) -> Training:
+    return frameworks.trained(wrap(loss), *cast(start(), dtype), jnp.asarray(X, dtype))
 
 
 @functools.cache
-def their_training() -> tuple[Any, Any, Any]:
+def their_training() -> Training:
     return trained(lambda f: f, jnp.float64)
 
 

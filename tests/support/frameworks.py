@@ -6,28 +6,23 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxconv
 from jaxconv.engines.onednn import loading
-from jaxconv.transforms.program import equations
+from tests.support.replaced import primitives
 
 # What JAX's own gradient of a convolution or of a pool is made of.
 JAX_GRADIENTS = {"conv_general_dilated", "select_and_scatter_add", "select_and_gather_add"}
 NATIVE = loading.why_off() is None
 STEPS = 20
 DEPTH = 20
-
-
-def primitives(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Counter[str]:
-    """How often which primitive is in f's program."""
-    jaxpr = jax.make_jaxpr(f)(*args, **kwargs).jaxpr
-    return Counter(eqn.primitive.name for eqn in equations(jaxpr))
 
 
 def ours(found: Counter[str]) -> set[str]:
@@ -37,6 +32,37 @@ def ours(found: Counter[str]) -> set[str]:
 def cast(tree: Any, dtype: Any) -> Any:
     """A tree with its floating arrays in another dtype."""
     return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+class Training(NamedTuple):
+    """What is compared of a training of `STEPS` steps."""
+
+    grads: Any
+    after_a_step: Any
+    losses: Any
+
+
+def training(step: Callable[..., Any], carried: Any, keys: Any) -> Training:
+    """What step, (*carried, key) -> carried, loss, gradient, does with each of the keys."""
+    carried, value, grads = step(*carried, keys[0])
+    first, losses = carried, [value]
+    for key in keys[1:]:
+        carried, value, _ = step(*carried, key)
+        losses.append(value)
+    return Training(grads, first, jnp.stack(losses))
+
+
+def trained(loss: Callable[..., Any], params: Any, state: Any, x: Any) -> Training:
+    """A training of parameters by a loss (params, state, x, key) -> value, new state."""
+    optimizer = optax.sgd(0.05, momentum=0.9)
+
+    @jax.jit
+    def step(params: Any, state: Any, memory: Any, key: Any) -> Any:
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, x, key)
+        updates, memory = optimizer.update(grads, memory)
+        return (optax.apply_updates(params, updates), state, memory), value, grads
+
+    return training(step, (params, state, optimizer.init(params)), jax.random.split(jax.random.key(1), STEPS))
 
 
 def assert_same(got: Any, want: Any) -> None:

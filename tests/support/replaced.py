@@ -30,13 +30,14 @@ def random(*shape: int, dtype: Any = np.float64, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def program(f: Callable[..., Any], *args: Any) -> Iterator[JaxprEqn]:
+def program(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[JaxprEqn]:
     """The equations of f and of the programs within."""
-    return equations(jax.make_jaxpr(f)(*args).jaxpr)
+    return equations(jax.make_jaxpr(f)(*args, **kwargs).jaxpr)
 
 
-def primitives(f: Callable[..., Any], *args: Any) -> Counter[str]:
-    return Counter(eqn.primitive.name for eqn in program(f, *args))
+def primitives(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Counter[str]:
+    """How often which primitive is in f's program."""
+    return Counter(eqn.primitive.name for eqn in program(f, *args, **kwargs))
 
 
 def weighted(f: Callable[..., Any]) -> Callable[..., Any]:
