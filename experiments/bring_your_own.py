@@ -39,7 +39,7 @@ from experiments import data
 from experiments.machine import machine
 from experiments.memory import in_large_pages
 from experiments.stopping import raise_on_signals, received
-from experiments.train import UsageError
+from experiments.train import UsageError, check_loop
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -139,25 +139,10 @@ def images_of(dataset: data.Dataset, pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / dataset.scale - mean) / std
 
 
-def check(config: Config, examples: int) -> None:
-    """Refuse a run that cannot work, before any work."""
-    if config.epochs < 1:
-        raise UsageError(f"--epochs must be at least 1, but {config.epochs} < 1.")
-    if not 1 <= config.batch_size <= examples:
-        raise UsageError(
-            f"--batch-size must satisfy 1 <= batch size <= training examples, "
-            f"but is {config.batch_size} for {examples} examples of {config.data}."
-        )
-    if not 0 < config.learning_rate < float("inf"):
-        raise UsageError(f"--learning-rate must be positive and finite, but is {config.learning_rate}.")
-    if config.seed < 0:
-        raise UsageError(f"--seed must be at least 0, but {config.seed} < 0.")
-
-
 def run(config: Config, console: Console) -> dict[str, Any]:
     """Train twice as `config` says; what was measured of both, and how far their losses are apart."""
     dataset = data.load(config.data, config.data_dir)
-    check(config, len(dataset.train_labels))
+    check_loop(config, len(dataset.train_labels))
     found = machine("jaxconv", "jax", "jaxlib", "flax")
     console.print(f"{config.data}: {len(dataset.train_labels):,} images, batches of {config.batch_size}")
     console.print(", ".join(f"{name} {value}" for name, value in found.items()), soft_wrap=True, highlight=False)

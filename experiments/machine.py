@@ -12,13 +12,15 @@ from typing import Any
 
 import jax
 
+from jaxconv.engines.machine import processor
+
 
 def machine(*packages: str) -> dict[str, Any]:
     """Date, hardware and versions; a package that is not installed has the version None."""
     return {
         "date": datetime.date.today().isoformat(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         **_driver(),
@@ -42,11 +44,3 @@ def _driver() -> dict[str, str]:
         return {}
     found = re.search(r"\d+(\.\d+)+", first)
     return {"driver": found[0]} if found and jax.default_backend() == "gpu" else {}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -107,9 +107,8 @@ class UsageError(ValueError):
     """A run that cannot start; the message says what to change."""
 
 
-def check(config: Config, examples: int) -> None:
-    """Refuse a run that cannot work, before any work."""
-    assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
+def check_loop(config: Any, examples: int) -> None:
+    """Refuse what no training loop can run: epochs, batch size, learning rate and seed."""
     if config.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, but {config.epochs} < 1.")
     if not 1 <= config.batch_size <= examples:
@@ -119,17 +118,27 @@ def check(config: Config, examples: int) -> None:
         )
     if not 0 < config.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate must be positive and finite, but is {config.learning_rate}.")
+    if config.seed < 0:
+        raise UsageError(f"--seed must be at least 0, but {config.seed} < 0.")
+
+
+def check(config: Config, examples: int) -> None:
+    """Refuse a run that cannot work, before any work."""
+    check_loop(config, examples)
     if config.clip is not None and not 0 < config.clip < float("inf"):
         raise UsageError(f"--clip must be positive and finite, but is {config.clip}.")
     if not 0 <= config.label_smoothing < 1:
         raise UsageError(f"--label-smoothing must satisfy 0 <= ε < 1, but is {config.label_smoothing}.")
-    if isinstance(config.rules, Path):
-        try:
-            load_rules(config.rules)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--rules: {error}") from error
-    if config.seed < 0:
-        raise UsageError(f"--seed must be at least 0, but {config.seed} < 0.")
+
+
+def rules_of(config: Config) -> Any:
+    """The rules that `--rules` names, or those that a file of that name holds."""
+    if not isinstance(config.rules, Path):
+        return config.rules
+    try:
+        return load_rules(config.rules)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--rules: {error}") from error
 
 
 def prepare_folder(config: Config) -> None:
@@ -167,7 +176,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: data.Dataset) -> None:
         assert config.epochs is not None and config.batch_size is not None
         self.config, self.dataset = config, dataset
-        self.rules = load_rules(config.rules) if isinstance(config.rules, Path) else config.rules
+        self.rules = rules_of(config)
         self.net: Layer = MODELS[config.model](len(dataset.classes))
         self.dtype = jnp.dtype(config.dtype)
         self.weights = jnp.float64 if config.dtype == "float64" else jnp.float32

@@ -247,12 +247,12 @@ def _tasks(function: str, f: Callable[..., Any], args: Any, argnums: int | Seque
     for n in wanted:
         if not -len(args) <= n < len(args):
             raise ValueError(f"{function}: argnums must count the {len(args)} arguments, but {n} is none of them.")
+    wanted = {n % len(args) for n in wanted}
     counts = [len(leaves_of(function, (a,), str).arrays) for a in args]
     ends = np.cumsum([0, *counts])
     where = [
         i
-        for number, _ in enumerate(args)
-        if number in wanted or number - len(args) in wanted
+        for number in sorted(wanted)
         for i in range(ends[number], ends[number + 1])
         if jnp.issubdtype(program.leaves[i].dtype, jnp.floating)
     ]
@@ -308,8 +308,8 @@ def _raced(task: _Task, here: _Here, engine: str, seconds: float, memory: float)
             if label != built_in and held and held.temp_size_in_bytes > memory:
                 continue
             if is_right(program(a, b)):
-                once[label] = _timed(functools.partial(program, a, b))
-                programs[label] = functools.partial(program, a, b)
+                run = functools.partial(program, a, b)
+                once[label], programs[label] = _timed(run), run
         except jax.errors.JaxRuntimeError as error:  # such as more memory than there is
             print(f"jaxconv.tune: {label} fails: {str(error).splitlines()[0]}", file=sys.stderr)
     if not once:

@@ -18,15 +18,16 @@ def kind(platform: str) -> str | None:
         device = jax.devices(platform)[0].device_kind
     except RuntimeError:
         return None
-    return f"{_processor()}, {os.cpu_count()} cores" if platform == "cpu" else device
+    return f"{processor() or host.machine()}, {os.cpu_count()} cores" if platform == "cpu" else device
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU as its maker calls it; "" where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return host.processor() or host.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), host.machine())
+        return host.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def jaxlib() -> str:

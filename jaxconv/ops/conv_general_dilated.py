@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv import forward, primitives
+from jaxconv import forward
 from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.arguments import Rules, frozen
 from jaxconv.ops.binding import bilinear, gradients_of
 from jaxconv.ops.plan import Plan, planned
-from jaxconv.rules import CONV
+from jaxconv.rules import CONV, FAST
 
 
 def conv_general_dilated(
@@ -77,7 +77,7 @@ def conv_general_dilated(
         )  # fmt: skip
         raise
     resolved = _resolve(lhs.shape, lhs.dtype, rhs.shape, rhs.dtype, *key)
-    y = _bound(lhs, rhs, *resolved, batch_group_count, frozen(precision), primitives.FAST, "auto")
+    y = _bound(lhs, rhs, *resolved, batch_group_count, frozen(precision), FAST, "auto")
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

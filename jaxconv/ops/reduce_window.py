@@ -21,6 +21,7 @@ from jaxconv.ops.binding import apply, linear
 from jaxconv.ops.max_pool import MAX_POOL
 from jaxconv.ops.plan import Choice
 from jaxconv.ops.pool import WINDOW_SUM
+from jaxconv.rules.fast import choice
 
 # A pool in plain XLA is a few operations for each tap.
 MOST_TAPS = 256
@@ -45,7 +46,7 @@ def windows(x: Any, params: dict[str, Any]) -> Windows | str:
     shape, taps = tuple(x.shape), params["window_dimensions"]
     strides, padding, dilation = params["window_strides"], params["padding"], params["window_dilation"]
     if not all(isinstance(n, int) for n in shape):
-        return "a size is symbolic"
+        return choice.UNKNOWN
     if any(d != 1 for d in params["base_dilation"]):
         return "its input is dilated"
     used = [
@@ -56,7 +57,7 @@ def windows(x: Any, params: dict[str, Any]) -> Windows | str:
     if not used:
         return "every window is one element"
     if 0 in shape:
-        return "there is nothing to compute"
+        return choice.EMPTY
     if math.prod(taps) > MOST_TAPS:
         return f"a window of {math.prod(taps)} taps takes {math.prod(taps)} operations"
     first, last = used[0], used[-1] + 1
@@ -73,7 +74,7 @@ def windows(x: Any, params: dict[str, Any]) -> Windows | str:
         input_dilation=(1,) * rank, groups=1, layout=Layout.of(layout, rank),
     )  # fmt: skip
     if 0 in geometry.out:
-        return "there is nothing to compute"
+        return choice.EMPTY
     return Windows(geometry, (*lead, *shape[place], *trail), (*shape[:first], *geometry.out, *shape[last:]))
 
 

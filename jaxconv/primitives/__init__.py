@@ -40,10 +40,8 @@ from jaxconv.primitives.mesh import alike
 from jaxconv.primitives.reverse import reverse_only
 from jaxconv.primitives.several import SeveralPair, several_pair
 from jaxconv.primitives.trio import PRIMITIVES, bilinear
-from jaxconv.rules import FAST
 
 __all__ = [
-    "FAST",
     "PLAIN",
     "PRIMITIVES",
     "LinearPair",

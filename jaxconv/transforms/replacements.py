@@ -33,6 +33,7 @@ from jaxconv.ops.arguments import Rules
 from jaxconv.ops.dense import product, product_chosen
 from jaxconv.ops.plan import Choice
 from jaxconv.rules import CONV
+from jaxconv.rules.fast import choice
 from jaxconv.transforms.automatic import ruled
 from jaxconv.transforms.program import equations, programs
 
@@ -73,7 +74,6 @@ def decide(eqn: JaxprEqn) -> Decision | None:
     return TAKEN if is_transposed(eqn) else about(eqn, x)
 
 
-SYMBOLIC = "a size is symbolic"
 WEAK = "its result is weakly typed, which those of this library are not"
 MESH = "a reshape would lose how its axes lie on a mesh with explicit axes"
 TAKEN = "it belongs to a gradient that JAX has taken already"
@@ -176,7 +176,7 @@ def _is_on_explicit_axes(eqn: JaxprEqn) -> bool:
 def _convolution(eqn: JaxprEqn, x: Any) -> Decision:
     w: Any = eqn.invars[1].aval
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
-        return SYMBOLIC
+        return choice.UNKNOWN
     if eqn.params["batch_group_count"] > 1 and _is_on_explicit_axes(eqn):
         return MESH
 
@@ -238,7 +238,7 @@ def _product(eqn: JaxprEqn, x: Any) -> Decision:
     if sorted(zip(*pairs, strict=True)) != list(zip(last, first, strict=True)) or x.ndim - depth < 2:
         return "it is a product of two matrices, and its gradient two such products"
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
-        return SYMBOLIC
+        return choice.UNKNOWN
     if _is_on_explicit_axes(eqn):
         return MESH
     precision, dtype = eqn.params["precision"], eqn.params["preferred_element_type"]
