@@ -36,10 +36,10 @@ from rich.console import Console
 
 import jaxconv
 from experiments import data
+from experiments.config import UsageError, check_loop
 from experiments.machine import machine
 from experiments.memory import in_large_pages
 from experiments.stopping import raise_on_signals, received
-from experiments.train import UsageError, check_loop
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 

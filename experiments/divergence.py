@@ -17,11 +17,12 @@ class Watch:
 
     Args:
       remedies: what the user may change, as words that follow "Try".
+      first, last: the first loss and the last of a training that goes on; NaN for one that begins.
     """
 
-    def __init__(self, remedies: str) -> None:
+    def __init__(self, remedies: str, first: float = math.nan, last: float = math.nan) -> None:
         self.remedies = remedies
-        self.first = self.last = math.nan
+        self.first, self.last = first, last
 
     def __call__(self, loss: float, where: str) -> None:
         """`loss` is that of the weights at `where`: "step 12 of 440"."""
@@ -37,4 +38,12 @@ class Watch:
             raise DivergedError(
                 f"the training diverged: the loss is {loss:.4g} at {where}; it was {self.last:.4g} before, and "
                 f"{self.first:.4g} at the first step. Try {self.remedies}."
+            )
+
+    def scale(self, scale: float | None, where: str) -> None:
+        """`scale` is what a loss in float16 is multiplied by; None in other dtypes."""
+        if scale is not None and scale < 1:
+            raise DivergedError(
+                f"the training diverged: at {where} the gradients overflow float16 even when the loss is multiplied by "
+                f"{scale:g}. Try {self.remedies}."
             )

@@ -20,8 +20,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(raw)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            # A full disk does not say what did not fit.
+            error.filename = str(path)
         raise
 
 

@@ -15,29 +15,30 @@ EVERY = 10.0  # seconds between lines
 
 
 @contextmanager
-def progress(console: Console, total: int) -> Iterator[Tick]:
+def progress(console: Console, total: int, done: int = 0) -> Iterator[Tick]:
     """Shows how many of `total` steps are done, as often as the function that is handed out is called."""
     if console.is_terminal and not console.is_dumb_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task("training", total=total)
+            task = bar.add_task("training", total=total, completed=done)
             yield lambda step, loss: bar.update(task, completed=step)
     else:
-        console.print(f"{total:,} steps, of which the first compiles", highlight=False)
+        console.print(f"{total - done:,} steps, of which the first compiles", highlight=False)
         yield _lines(console, total)
 
 
 def _lines(console: Console, total: int) -> Tick:
-    """One line for the first step, then one every few seconds."""
-    started = first = said = time.perf_counter()
+    """One line for the first call, which compiles, then one every few seconds."""
+    started = said = time.perf_counter()
+    first: tuple[int, float] | None = None
 
     def tick(step: int, loss: float) -> None:
         nonlocal first, said
         now = time.perf_counter()
-        if step == 1:
-            first, left = now, ""
+        if first is None:
+            first, left = (step, now), ""
         elif now - said >= EVERY:
-            left = f", about {(total - step) * (now - first) / (step - 1):,.0f} s left"
+            left = f", about {(total - step) * (now - first[1]) / (step - first[0]):,.0f} s left"
         else:
             return
         said = now

@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import data, plots
+from experiments.config import Config, UsageError, check
 from experiments.divergence import DivergedError, Watch
-from experiments.train import Config, Trainer, UsageError, check, precision
+from experiments.train import precision
+from experiments.trainer import Trainer
 
 RULES: tuple[Literal["autodiff", "textbook", "rotated", "fast"], ...] = ("autodiff", "textbook", "rotated", "fast")
 # A factor per step by which two trajectories may drift apart.

@@ -28,10 +28,10 @@ import jaxconv
 from experiments.benchmark.race import Budget, agree, race, ratios, spread
 from experiments.benchmark.rows import DEEP_TOLERANCE, native
 from experiments.benchmark.steps import STEPS, Network, objective, training
+from experiments.config import UsageError
 from experiments.files import as_json, write_atomically
 from experiments.machine import machine
 from experiments.memory import in_large_pages
-from experiments.train import UsageError
 from jaxconv.models import MODELS
 
 TUNED, BUILT_IN, REFERENCE = "tuned", "built-in", "jax.grad"

@@ -11,7 +11,7 @@ What stands where; each imports only what stands above it:
 
 and beside the layers, from ops, the instruments:
 
-    transforms    a traced program read in several ways: automatic, manual, per_example_grad_norms
+    transforms    a traced program read in several ways: automatic, manual, per_example_grad_norms; MixedPrecision
     gradcheck     check        comparison    compare        tuning        tune
     explanation   explain
     commands      python -m jaxconv
@@ -41,11 +41,12 @@ from jaxconv.ops.pad import pad
 from jaxconv.ops.plan import plan
 from jaxconv.ops.pool import avg_pool, global_avg_pool, lp_pool
 from jaxconv.rules import ConvRules
-from jaxconv.transforms import automatic, manual, per_example_grad_norms
+from jaxconv.transforms import MixedPrecision, automatic, manual, per_example_grad_norms
 from jaxconv.tuning import load_rules, tune
 
 __all__ = [
     "ConvRules",
+    "MixedPrecision",
     "automatic",
     "avg_pool",
     "batch_norm",

@@ -35,11 +35,11 @@ from rich.console import Console
 from experiments.benchmark.race import Budget
 from experiments.benchmark.report import header, line, picture, summary, summary_lines
 from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure, table
+from experiments.config import UsageError
 from experiments.files import as_json, write_atomically
 from experiments.machine import machine
 from experiments.memory import VARIABLE, in_large_pages
 from experiments.stopping import raise_on_signals, received
-from experiments.train import UsageError
 
 PACKAGES = ("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
 QUICK = Budget(seconds=0.2, least=2, most=10)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import progress, rules_agree, train
+from experiments import checkpoints, progress, rules_agree, train, trainer
 from experiments.divergence import GROWTH, DivergedError, Watch
 from experiments.stopping import SIGNALS, StopSignal, between_steps, raise_on_signals
 
@@ -46,7 +46,7 @@ def read(console: Console) -> str:
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # Signals
@@ -107,14 +107,14 @@ def test_a_signal_whose_exception_was_lost_is_raised_again() -> None:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
     """The step after so many is interrupted."""
-    step = train.Trainer.train_batch
+    steps = train.Trainer.train_steps
 
-    def interrupt(self: train.Trainer, rows: np.ndarray) -> float:
+    def interrupt(self: train.Trainer, count: int) -> np.ndarray:
         if self.step == after:
             raise KeyboardInterrupt
-        return step(self, rows)
+        return steps(self, count)
 
-    monkeypatch.setattr(train.Trainer, "train_batch", interrupt)
+    monkeypatch.setattr(train.Trainer, "train_steps", interrupt)
 
 
 def test_a_run_interrupted_in_its_first_epoch_has_a_summary_and_is_not_overwritten(
@@ -126,9 +126,12 @@ def test_a_run_interrupted_in_its_first_epoch_has_a_summary_and_is_not_overwritt
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["test_accuracy"] is None and (tmp_path / "metrics.jsonl").read_text() == ""
     before = held(tmp_path)
-    with pytest.raises(train.UsageError, match=r"holds a run already \(metrics.jsonl, summary.json, filters.png\)"):
+    with pytest.raises(
+        train.UsageError, match=r"already \(metrics.jsonl, times.jsonl, summary.json, filters.png, check"
+    ):
         train.run(small(out=tmp_path), QUIET)
     assert held(tmp_path) == before
+    assert checkpoints.Checkpoints(tmp_path).steps() == [2]
     assert train.run(small(out=tmp_path, overwrite=True), QUIET)["status"] == "finished"
 
 
@@ -136,7 +139,7 @@ def test_a_run_interrupted_in_its_first_epoch_has_a_summary_and_is_not_overwritt
 def test_each_file_of_a_run_is_kept(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("")
     with pytest.raises(train.UsageError, match="holds a run already"):
-        train.prepare_folder(small(out=tmp_path))
+        train.run(small(out=tmp_path), QUIET)
     assert held(tmp_path) == {name: b""}
 
 
@@ -148,7 +151,7 @@ def test_a_training_that_diverges_stops_with_a_sentence_and_keeps_its_epochs(
 ) -> None:
     """The learning rate jumps in the second epoch: the first one stands."""
     monkeypatch.setattr(
-        train, "learning_rate", lambda config, steps: lambda step: jax.numpy.where(step < 24, 0.1, 1e30)
+        trainer, "learning_rate", lambda config, steps: lambda step: jax.numpy.where(step < 24, 0.1, 1e30)
     )
     monkeypatch.setattr(sys, "argv", ["train", "--model", "article", "--optimizer", "sgd", "--out", str(tmp_path)])
     with monkeypatch.context() as patch:
@@ -164,12 +167,12 @@ def test_a_training_that_diverges_stops_with_a_sentence_and_keeps_its_epochs(
         summary["reason"],
     )
     assert f"stopped: {summary['reason']}" in capsys.readouterr().out
-    assert set(held(tmp_path)) == {"metrics.jsonl", "summary.json", "curve.png"}
+    assert set(held(tmp_path)) == {"metrics.jsonl", "times.jsonl", "summary.json", "curve.png"}
 
 
 def test_weights_broken_by_the_last_step_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        train, "learning_rate", lambda config, steps: lambda step: jax.numpy.where(step < 21, 0.1, 1e38)
+        trainer, "learning_rate", lambda config, steps: lambda step: jax.numpy.where(step < 21, 0.1, 1e38)
     )
     summary = train.run(small(optimizer="sgd", out=tmp_path), QUIET)
     assert summary["status"] == "diverged" and "at the test images after step 22;" in summary["reason"]
@@ -235,7 +238,7 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_a_run_speaks_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
     console = log()
-    train.run(small(), console)
+    train.run(small(steps_per_call=1), console)
     lines = read(console).splitlines()
     assert [line.split()[1] for line in lines if line.startswith("step ")] == [str(n) for n in range(1, 23)]
     assert sum(line.startswith("epoch ") for line in lines) == 1

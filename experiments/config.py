@@ -1,0 +1,196 @@
+"""What a run of `experiments.train` is told, what follows from it, and what cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import optax
+
+from experiments import augmentation
+from jaxconv import load_rules
+from jaxconv.rules import RULE_SETS
+
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
+    "sgd": (optax.sgd, 0.1),
+    "momentum": (lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 0.05),
+    "rmsprop": (optax.rmsprop, 1e-3),
+    "adam": (optax.adam, 1e-3),
+    "adamw": (lambda rate: optax.adamw(rate, weight_decay=0.01), 1e-3),
+    "lion": (optax.lion, 1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a CNN with hand-written gradients."""
+
+    data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    """Real images: the 8×8 digits that scikit-learn ships, or an original data set."""
+    data_dir: Path | None = None
+    """Where the original files are or go; by default $JAXCONV_DATA, else a user cache."""
+    data_on: Literal["device", "host"] | None = None
+    """Where the images are while they train; by default on the device if they take less than half of its memory."""
+    augment: tuple[augmentation.Name, ...] | None = None
+    """What is done to training images, in this order; by default crop flip cutout for cifar10, nothing for others."""
+    model: Literal["article", "cnn", "lenet5", "vgg", "resnet18", "mobilenet_v2", "convnext"] = "cnn"
+    """The network, from `jaxconv.models`."""
+    rules: Literal["fast", "rotated", "textbook", "autodiff"] | Path = "fast"
+    """Who computes the gradients; or a file of what was measured, as `python -m jaxconv tune` writes it."""
+    epochs: int | None = None
+    """Passes over the training part; by default 20 for digits and 5 for the others."""
+    batch_size: int | None = None
+    """Examples a step; by default 64 for digits and 128 for the others."""
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam", "adamw", "lion"] = "adam"
+    """From optax."""
+    learning_rate: float | None = None
+    """Peak learning rate; the default depends on the optimizer."""
+    clip: float | None = None
+    """The longest gradient, over all weights, that a step may follow; a longer one is scaled down to it."""
+    schedule: Literal["constant", "cosine", "warmup-cosine", "linear"] = "cosine"
+    """How the learning rate changes from step to step."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the examples, their augmentation and dropout."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Of activations and their gradients; weights, norms and losses stay float32 (float64 for float64)."""
+    steps_per_call: int | None = None
+    """Steps after which the host looks: at the loss, at signals. By default as many as take about a second."""
+    loop: bool | None = None
+    """Compile the steps of a call into one loop; by default except on a CPU, where a loop has slow convolutions."""
+    out: Path | None = None
+    """Folder for metrics, summary, pictures and checkpoints."""
+    checkpoint_every: int | None = None
+    """Write a checkpoint every so many steps, and not only after every epoch."""
+    keep: int = 2
+    """How many checkpoints to keep; the oldest go first."""
+    resume: bool = False
+    """Continue the run that `--out` holds from its last checkpoint; begin, if it holds none."""
+    overwrite: bool = False
+    """Allow `--out` to name a folder that holds a run, which is deleted."""
+    evaluate: Path | None = None
+    """Train nothing: load the last checkpoint in this folder and say how good it is on the test part."""
+
+    def resolved(self) -> Config:
+        """The same run with nothing left to default."""
+        small = self.data == "digits"
+        return dataclasses.replace(
+            self,
+            loop=jax.default_backend() != "cpu" if self.loop is None else self.loop,
+            augment=augmentation.USUAL.get(self.data, ()) if self.augment is None else self.augment,
+            epochs=(20 if small else 5) if self.epochs is None else self.epochs,
+            batch_size=(64 if small else 128) if self.batch_size is None else self.batch_size,
+            learning_rate=OPTIMIZERS[self.optimizer][1] if self.learning_rate is None else self.learning_rate,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+# These change when and where a run computes, not what.
+CIRCUMSTANCES = (
+    *("data_dir", "steps_per_call"),
+    *("out", "checkpoint_every", "keep", "resume", "overwrite", "evaluate"),
+)
+
+
+class UsageError(ValueError):
+    """A run that cannot start; the message says what to change."""
+
+
+def from_json(content: dict[str, Any]) -> Config:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+      KeyError, TypeError: it was written by another version, which has other options.
+    """
+    paths = {"data_dir", "out", "evaluate"} | (set() if content["rules"] in RULE_SETS else {"rules"})
+    options: dict[str, Any] = {
+        k: Path(v) if k in paths and v is not None else tuple(v) if isinstance(v, list) else v
+        for k, v in content.items()
+    }
+    return Config(**options)
+
+
+def flag(name: str, value: Any) -> str:
+    """An option as the command line says it."""
+    words = value if isinstance(value, tuple | list) else [value]
+    return " ".join([f"--{name.replace('_', '-')}", *map(str, words)])
+
+
+def check_same(config: Config, held: Config, folder: Path) -> None:
+    """Refuse to continue a run as another one."""
+    for field in dataclasses.fields(Config):
+        now, then = getattr(config, field.name), getattr(held, field.name)
+        if field.name not in CIRCUMSTANCES and now != then:
+            raise UsageError(
+                f"--resume: the run in {folder} was started with {flag(field.name, then)}, but this one says "
+                f"{flag(field.name, now)}. Say {flag(field.name, then)}, or name another folder for another run."
+            )
+
+
+def check_loop(config: Any, examples: int) -> None:
+    """Refuse what no training loop can run: epochs, batch size, learning rate and seed."""
+    if config.epochs < 1:
+        raise UsageError(f"--epochs must be at least 1, but {config.epochs} < 1.")
+    if not 1 <= config.batch_size <= examples:
+        raise UsageError(
+            f"--batch-size must satisfy 1 <= batch size <= training examples, "
+            f"but is {config.batch_size} for {examples} examples of {config.data}."
+        )
+    if not 0 < config.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate must be positive and finite, but is {config.learning_rate}.")
+    if config.seed < 0:
+        raise UsageError(f"--seed must be at least 0, but {config.seed} < 0.")
+
+
+def check(config: Config, examples: int) -> None:
+    """Refuse a run that cannot work, before any work."""
+    check_loop(config, examples)
+    if config.clip is not None and not 0 < config.clip < float("inf"):
+        raise UsageError(f"--clip must be positive and finite, but is {config.clip}.")
+    if not 0 <= config.label_smoothing < 1:
+        raise UsageError(f"--label-smoothing must satisfy 0 <= ε < 1, but is {config.label_smoothing}.")
+    for name in ("steps_per_call", "checkpoint_every", "keep"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UsageError(f"{flag(name, '').strip()} must be at least 1, but {value} < 1.")
+    if config.out is None and (config.resume or config.checkpoint_every is not None):
+        raise UsageError(
+            f"{'--resume' if config.resume else '--checkpoint-every'} needs a folder for checkpoints. Say --out DIR."
+        )
+    if config.resume and config.overwrite:
+        raise UsageError("--resume continues a run and --overwrite deletes it. Say one of them.")
+
+
+def rules_of(config: Config) -> Any:
+    """The rules that `--rules` names, or those that a file of that name holds."""
+    if not isinstance(config.rules, Path):
+        return config.rules
+    try:
+        return load_rules(config.rules)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--rules: {error}") from error
+
+
+def learning_rate(config: Config, steps: int) -> Any:
+    peak = config.learning_rate
+    assert peak is not None
+    if config.schedule == "constant":
+        return optax.constant_schedule(peak)
+    if config.schedule == "linear":
+        return optax.linear_schedule(peak, 0.0, steps)
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(peak, steps)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, max(steps // 10, 1), steps)
+
+
+def remedies(config: Config) -> str:
+    """What to change when a training diverges."""
+    rate = f"a lower --learning-rate (now {config.learning_rate:g})"
+    clip = "--clip 1 against long gradients" if config.clip is None else f"a lower --clip (now {config.clip:g})"
+    return f"{rate} or {clip}" + (", or --dtype bfloat16" if config.dtype == "float16" else "")

@@ -1,0 +1,129 @@
+"""Gradients in 16 bits for weights in 32: what is carried in which dtype, and a loss that is scaled where it has to be.
+
+float16 ends at 65504, and has no number between 0 and 6e-8. The gradient of a mean loss is mostly smaller than that, so
+the loss is multiplied by a power of two S before it is differentiated, and the gradient, which is linear in it, divided
+by S afterwards, in float32. S starts large. Whenever a gradient overflows, the step is skipped and S halved; after
+`interval` steps without that, S is doubled. bfloat16 has float32's range, and needs none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxconv.geometry import integer
+from jaxconv.ops.arguments import number
+
+# Gradients of a mean over millions of pixels want no more, and a scale that never overflows must end somewhere.
+LARGEST = 2.0**24
+
+
+class LossScale(NamedTuple):
+    """S, and how many steps ago it was last changed."""
+
+    scale: jax.Array
+    calm: jax.Array
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """A policy: parameters stay as they are, float32, and a network computes in `dtype`.
+
+    The networks of `jaxconv.layers` take the dtype, `apply(..., dtype=policy.dtype)`, and keep norms in float32 by
+    themselves. A function of your own casts the kernels and images that it uses with `cast`, and no parameters of
+    norms. Losses of 16-bit logits are float32. Gradients have the dtype of the parameters.
+
+    Args:
+      dtype: of activations and of their gradients; floating.
+      scale: the first factor in front of a float16 loss, at least 1. Other dtypes have none.
+      interval: how many steps without an overflow double it.
+
+    Raises:
+      ValueError, TypeError: naming the argument, the equation it violates with its numbers, and the remedy.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxconv
+      >>> policy = jaxconv.MixedPrecision(jnp.float16)
+      >>> w, x = jnp.full((3, 3, 1, 2), 1e-4), jnp.ones((1, 8, 8, 1))
+      >>> def loss(w):
+      ...     y = jaxconv.conv(policy.cast(x), policy.cast(w))  # float16
+      ...     return 1e-4 * y.astype(jnp.float32).mean()
+      >>> step = jax.jit(policy.value_and_grad(loss))
+      >>> value, grad, scaling, finite = step(policy.init(), w)
+      >>> grad.dtype, f"{grad[1, 1, 0, 0]:.3g}", bool(finite), float(scaling.scale)
+      (dtype('float32'), '5e-05', True, 32768.0)
+
+    Source: Micikevicius et al., Mixed Precision Training (2018).
+    """
+
+    dtype: Any = jnp.bfloat16
+    scale: float = 2.0**15
+    interval: int = 2000
+
+    def __post_init__(self) -> None:
+        _check_floating(self.dtype)
+        if not 1 <= number("MixedPrecision", "scale", self.scale) <= LARGEST:
+            raise ValueError(f"MixedPrecision: scale must satisfy 1 <= scale <= {LARGEST:g}, but is {self.scale:g}.")
+        integer("MixedPrecision", "interval", self.interval, 1)
+
+    def init(self) -> LossScale | None:
+        """What is carried from step to step; None where nothing is scaled."""
+        if jnp.dtype(self.dtype) != jnp.float16:
+            return None
+        return LossScale(jnp.full((), self.scale, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def cast(self, tree: Any) -> Any:
+        """Every floating array of a pytree in `dtype`; integers, booleans and keys as they are."""
+
+        def one(a: Any) -> Any:
+            return jnp.asarray(a, self.dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a
+
+        return jax.tree.map(one, tree)
+
+    def value_and_grad(self, loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+        """`jax.value_and_grad(loss)` in the first argument, by a scaled loss.
+
+        Returns:
+          A function (scaling, params, *args) -> (value, grads, new scaling, finite). `value` is (value, aux) if
+          `has_aux`; `finite` says whether all gradients are numbers: if not, skip the step, with `accept`.
+        """
+
+        def graded(scaling: LossScale | None, params: Any, *args: Any) -> tuple[Any, Any, LossScale | None, jax.Array]:
+            def scaled(params: Any) -> tuple[jax.Array, Any]:
+                out = loss(params, *args)
+                value = out[0] if has_aux else out
+                return value if scaling is None else value.astype(jnp.float32) * scaling.scale, out
+
+            grads, out = jax.grad(scaled, has_aux=True)(params)
+            if scaling is None:
+                return out, grads, None, jnp.ones((), bool)
+            grads = jax.tree.map(lambda g: (g.astype(jnp.float32) / scaling.scale).astype(g.dtype), grads)
+            finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
+            return out, grads, self._moved(scaling, finite), finite
+
+        return graded
+
+    def accept(self, finite: jax.Array, new: Any, old: Any) -> Any:
+        """`new` after a step whose gradients were finite, `old` after one that is skipped: pytrees alike."""
+        if jnp.dtype(self.dtype) != jnp.float16:
+            return new
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    def _moved(self, old: LossScale, finite: jax.Array) -> LossScale:
+        calm = jnp.where(finite, old.calm + 1, 0)
+        doubled = jnp.where(calm >= self.interval, jnp.minimum(2 * old.scale, LARGEST), old.scale)
+        return LossScale(jnp.where(finite, doubled, old.scale / 2), jnp.where(calm >= self.interval, 0, calm))
+
+
+def _check_floating(dtype: DTypeLike) -> None:
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"MixedPrecision: dtype must be floating, such as jnp.bfloat16, but is {dtype!r}.")

@@ -1,0 +1,274 @@
+"""A run that was killed goes on from its last checkpoint, to the same bits; nothing good is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import checkpoints, survival, train
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.config import CIRCUMSTANCES, Config, UsageError, from_json
+
+QUIET = Console(quiet=True)
+
+pytestmark = [
+    pytest.mark.usefixtures("as_a_user"),
+    # When orbax fails, what it was doing in other threads fails, too, with nobody there to be told.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+
+def small(**changes: Any) -> Config:
+    return dataclasses.replace(Config(model="article", epochs=2), **changes)
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Killed(BaseException):
+    """What no handler of the program's knows."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: type[BaseException] = Killed) -> None:
+    """The call that begins at this step does not come."""
+    train_steps = train.Trainer.train_steps
+
+    def stopping(self: train.Trainer, count: int) -> np.ndarray:
+        if self.step == step:
+            raise how
+        return train_steps(self, count)
+
+    monkeypatch.setattr(train.Trainer, "train_steps", stopping)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A whole run of two epochs, and one that was killed after 30 of its 44 steps."""
+    whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        train.run(small(out=whole), QUIET)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            stop_at(patch, 30)
+            train.run(small(out=killed, checkpoint_every=6), QUIET)
+    deadline = time.monotonic() + 60
+    while Checkpoints(killed).steps() != [24, 30]:  # written in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return whole, killed
+
+
+@pytest.fixture
+def killed(runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the run that was killed."""
+    shutil.copytree(runs[1], tmp_path / "killed")
+    return tmp_path / "killed"
+
+
+def test_a_killed_process_is_continued_to_the_same_bits(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """By `kill -9`, as soon as there is a checkpoint, somewhere in the first of two epochs."""
+    out = tmp_path / "run"
+    process = survival.start(survival.Options(epochs=2, checkpoint_every=5), out, "--steps-per-call", "1")
+    deadline = time.monotonic() + 240
+    while not Checkpoints(out).steps():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+    train.run(small(out=out, resume=True), QUIET)
+    assert survival.same(runs[0], out)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_twenty_kills_change_nothing(dtype: str, tmp_path: Path) -> None:
+    assert survival.run(survival.Options(kills=20, dtype=dtype), tmp_path, QUIET)
+
+
+def test_a_run_is_continued_from_its_last_checkpoint(runs: tuple[Path, Path], killed: Path) -> None:
+    taken, train_steps = [], train.Trainer.train_steps
+
+    def watched(self: train.Trainer, count: int) -> np.ndarray:
+        taken.append((self.step, count))
+        return train_steps(self, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "train_steps", watched)
+        summary = train.run(small(out=killed, resume=True, steps_per_call=8), QUIET)
+    assert taken == [(30, 8), (38, 6)] and summary["status"] == "finished"
+    assert survival.same(runs[0], killed)
+    assert set(train.FILES) | {checkpoints.FOLDER} == {path.name for path in killed.iterdir()}
+
+
+def test_a_finished_run_is_left_as_it_is(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(runs[0], tmp_path / "run")
+    summary = train.run(small(out=out, resume=True), QUIET)
+    assert summary["status"] == "finished" and survival.same(runs[0], out)
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_of_its_last_step(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13, KeyboardInterrupt)
+        train.run(small(out=tmp_path, steps_per_call=13), QUIET)
+    assert Checkpoints(tmp_path).steps() == [13]
+    with pytest.raises(UsageError, match=r"Say --resume to continue it from step 13, or --overwrite to delete it"):
+        train.run(small(out=tmp_path), QUIET)
+    assert train.run(small(out=tmp_path, resume=True), QUIET)["status"] == "finished"
+    assert survival.same(runs[0], tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the first one, or never run: the same command serves."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 0)
+        train.run(small(out=tmp_path, resume=True), QUIET)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 2)
+        train.run(small(out=tmp_path, resume=True), QUIET)
+
+
+def test_the_last_few_are_kept_and_overwriting_deletes_them(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 0)
+        train.run(small(out=killed, overwrite=True), QUIET)
+    assert Checkpoints(killed).steps() == [] and (killed / "metrics.jsonl").read_text() == ""
+
+
+def test_evaluate_says_how_good_a_checkpoint_is(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    monkeypatch.setattr("sys.argv", ["train", "--evaluate", str(runs[0])])
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: None)
+        assert train.main() == 0
+    said = capsys.readouterr().out
+    assert f"test accuracy {last['test_accuracy']:.2%}, test loss {last['test_loss']:.4f}" in said
+    assert train.evaluate(Config(evaluate=runs[0]), QUIET) == (last["test_loss"], last["test_accuracy"])
+
+
+# What is no checkpoint of this run
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.25}, r"started with --learning-rate 0.001, but this one says --learning-rate 0.25. Say"),
+        ({"epochs": 3}, r"started with --epochs 2, but this one says --epochs 3"),
+        ({"model": "cnn"}, r"started with --model article, but"),
+        ({"augment": ("crop", "flip")}, r"but this one says --augment crop flip"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_another_configuration_is_refused(changes: dict[str, Any], message: str, killed: Path) -> None:
+    before = held(killed)
+    with pytest.raises(UsageError, match=message):
+        train.run(small(out=killed, resume=True, **changes), QUIET)
+    assert held(killed) == before
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda path: largest(path).write_bytes(largest(path).read_bytes()[:100]),
+        lambda path: (path / "journal" / "metadata").write_text("{"),
+        lambda path: shutil.rmtree(path / "arrays"),
+        lambda path: shutil.rmtree(path / "journal"),
+    ],
+    ids=["arrays cut", "journal cut", "no arrays", "no journal"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    break_it: Any, runs: tuple[Path, Path], killed: Path
+) -> None:
+    last = killed / checkpoints.FOLDER / "30"
+    break_it(last)
+    before = held(killed)
+    with pytest.raises(UsageError) as error:
+        train.run(small(out=killed, resume=True), QUIET)
+    assert f"{last} is damaged" in str(error.value) and "--resume continues from step 24" in str(error.value)
+    assert held(killed) == before
+    last.rename(killed / "away")
+    train.run(small(out=killed, resume=True), QUIET)
+    assert survival.same(runs[0], killed)
+
+
+def test_a_checkpoint_of_something_else_is_refused(killed: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    path = killed / checkpoints.FOLDER / "40"
+    with ocp.StandardCheckpointer() as foreign:
+        foreign.save(path.absolute(), {"w": np.ones(3)})
+    before = held(killed)
+    with pytest.raises(UsageError, match=r"checkpoints/40 is damaged or no checkpoint of this run"):
+        train.run(small(out=killed, resume=True), QUIET)
+    assert held(killed) == before
+
+
+def test_a_checkpoint_of_another_version_is_refused(killed: Path) -> None:
+    journal = killed / checkpoints.FOLDER / "30" / "journal" / "metadata"
+    content = json.loads(journal.read_text())
+    content["config"]["pruning"] = 0.5
+    journal.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"was written by another program or version: .*'pruning'"):
+        train.run(small(out=killed, resume=True), QUIET)
+
+
+def test_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no checkpoint. Name the folder that a run was given as --out"):
+        train.evaluate(Config(evaluate=tmp_path), QUIET)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(UsageError, match=r"no checkpoint to continue from. Say --overwrite to begin again"):
+        train.run(small(out=tmp_path, resume=True), QUIET)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: to a program that is a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_a_run_and_leaves_the_checkpoints_that_are_good(
+    runs: tuple[Path, Path], killed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = {name: raw for name, raw in held(killed).items() if name.startswith(checkpoints.FOLDER)}
+    with pytest.raises(CheckpointError) as error, no_room(4096):
+        train.run(small(out=killed, resume=True, checkpoint_every=6, keep=9), QUIET)
+    assert "cannot take a checkpoint: " in str(error.value)
+    assert "The one of step 30 is good: make room, and say --resume." in str(error.value)
+    assert good.items() <= held(killed).items()
+    train.run(small(out=killed, resume=True), QUIET)
+    assert survival.same(runs[0], killed)
+
+
+def test_a_configuration_is_what_its_json_says() -> None:
+    config = small(out=Path("a"), rules=Path("b.json"), augment=("flip",), data="cifar10").resolved()
+    assert from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert set(CIRCUMSTANCES) < {field.name for field in dataclasses.fields(Config)}
