@@ -63,6 +63,8 @@ class Config:
     """Steps after which the host looks: at the loss, at signals. By default as many as take about a second."""
     loop: bool | None = None
     """Compile the steps of a call into one loop; by default except on a CPU, where a loop has slow convolutions."""
+    devices: int = 1
+    """Devices that share each batch; of each process, if there are several."""
     out: Path | None = None
     """Folder for metrics, summary, pictures and checkpoints."""
     checkpoint_every: int | None = None
@@ -94,7 +96,7 @@ class Config:
 
 # These change when and where a run computes, not what.
 CIRCUMSTANCES = (
-    *("data_dir", "steps_per_call"),
+    *("data_dir", "steps_per_call", "devices"),
     *("out", "checkpoint_every", "keep", "resume", "overwrite", "evaluate"),
 )
 
@@ -159,6 +161,16 @@ def check(config: Config, examples: int) -> None:
     for name in ("steps_per_call", "checkpoint_every", "keep"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise UsageError(f"{flag(name, '').strip()} must be at least 1, but {value} < 1.")
+    devices, processes = jax.local_device_count(), jax.process_count()
+    if not 1 <= config.devices <= devices:
+        raise UsageError(
+            f"--devices must satisfy 1 <= devices <= {devices}, those that JAX finds here, but is {config.devices}."
+        )
+    if config.batch_size is not None and config.batch_size % (config.devices * processes):
+        raise UsageError(
+            f"--batch-size must be a multiple of all devices, but {config.batch_size} % {config.devices * processes} = "
+            f"{config.batch_size % (config.devices * processes)}. Each takes the same part of a batch."
+        )
     if config.out is None and (config.resume or config.checkpoint_every is not None):
         raise UsageError(
             f"{'--resume' if config.resume else '--checkpoint-every'} needs a folder for checkpoints. Say --out DIR."

@@ -28,6 +28,7 @@ from jax import lax
 from experiments import data
 from experiments.augmentation import augmented
 from experiments.config import OPTIMIZERS, Config, learning_rate, rules_of
+from experiments.devices import Devices
 from experiments.streaming import fits, prefetched
 from jaxconv import MixedPrecision, softmax_cross_entropy
 from jaxconv.layers import Layer
@@ -65,16 +66,19 @@ class Trainer:
             self.optimizer = optax.chain(optax.clip_by_global_norm(config.clip), self.optimizer)
         params, state, _ = self.net.init(key, (config.batch_size, *dataset.train_images.shape[1:]))
         params = jax.tree.map(lambda a: a.astype(self.wide), params)
-        self.carry = Carry(params, state, self.optimizer.init(params), self.policy.init(), jnp.zeros((), jnp.int32))
+        begun = Carry(params, state, self.optimizer.init(params), self.policy.init(), jnp.zeros((), jnp.int32))
+        self.devices = Devices(config.devices)
+        self.carry: Carry = self.devices.put(begun)
+        everywhere = self.devices.everywhere
         self._resident: dict[str, tuple[jax.Array, jax.Array]] = {}
-        self._order = jax.jit(self._permutation)
+        self._order = jax.jit(self._permutation, out_shardings=everywhere)
         self._ordered: tuple[int, jax.Array] | None = None
-        self._step = jax.jit(self._train_step, donate_argnums=0)
-        self._step_at = jax.jit(self._train_step_at, donate_argnums=0)
-        self._loop = jax.jit(self._train_steps, donate_argnums=0)
-        self._count = jax.jit(self._count_batch)
-        self._count_at = jax.jit(self._count_rows)
-        self._count_all = jax.jit(self._count_batches)
+        self._step = jax.jit(self._train_step, donate_argnums=0, out_shardings=everywhere)
+        self._step_at = jax.jit(self._train_step_at, donate_argnums=0, out_shardings=everywhere)
+        self._loop = jax.jit(self._train_steps, donate_argnums=0, out_shardings=everywhere)
+        self._count = jax.jit(self._count_batch, out_shardings=everywhere)
+        self._count_at = jax.jit(self._count_rows, out_shardings=everywhere)
+        self._count_all = jax.jit(self._count_batches, out_shardings=everywhere)
 
     @property
     def params(self) -> Any:
@@ -96,6 +100,7 @@ class Trainer:
     def images(self, pixels: jax.Array) -> jax.Array:
         """Bytes to standardised numbers, inside the compiled program."""
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.dataset.mean, self.dataset.std))
+        pixels = self.devices.split(pixels)
         return (pixels.astype(jnp.float32) / self.dataset.scale - mean) / std
 
     def logits(self, params: Any, state: Any, images: jax.Array, **mode: Any) -> tuple[jax.Array, Any]:
@@ -180,13 +185,13 @@ class Trainer:
     def batches(self, part: str, rows: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
         """These rows of a part, a batch at a time, on their way to the device."""
         images, labels = getattr(self.dataset, f"{part}_images"), getattr(self.dataset, f"{part}_labels")
-        return ((jax.device_put(images[batch]), jax.device_put(labels[batch])) for batch in rows)
+        return ((self.devices.put(images[batch]), self.devices.put(labels[batch])) for batch in rows)
 
     def resident(self, part: str) -> tuple[jax.Array, jax.Array]:
         """Images and labels of a part, on the device from the first use on."""
         if part not in self._resident:
             images, labels = getattr(self.dataset, f"{part}_images"), getattr(self.dataset, f"{part}_labels")
-            self._resident[part] = jax.device_put(images), jax.device_put(labels)
+            self._resident[part] = self.devices.put(images), self.devices.put(labels)
         return self._resident[part]
 
     def _count_batch(
@@ -210,7 +215,7 @@ class Trainer:
     def evaluate(self, batch_size: int = 500) -> tuple[float, float]:
         """Mean loss and accuracy over the whole test part, every example exactly once."""
         count = len(self.dataset.test_labels)
-        size = min(batch_size, count)
+        size = -(-min(batch_size, count) // self.devices.count) * self.devices.count
         # The last batch is filled up with examples that do not count, so that one program serves all.
         places = np.arange(-(-count // size) * size).reshape(-1, size)
         rows, real = places % count, places < count

@@ -132,6 +132,8 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
         ({"seed": -1}, "--seed must be at least 0, but -1 < 0."),
         ({"steps_per_call": 0}, "--steps-per-call must be at least 1, but 0 < 1."),
         ({"checkpoint_every": 0}, "--checkpoint-every must be at least 1, but 0 < 1."),
+        ({"devices": 5}, "--devices must satisfy 1 <= devices <= 4, those that JAX finds here, but is 5."),
+        ({"devices": 3}, "--batch-size must be a multiple of all devices, but 64 % 3 = 1."),
         ({"keep": 0}, "--keep must be at least 1, but 0 < 1."),
         ({"resume": True, "overwrite": True}, "--resume continues a run and --overwrite deletes it. Say one of them."),
         ({"resume": True, "out": None}, "--resume needs a folder for checkpoints. Say --out DIR."),

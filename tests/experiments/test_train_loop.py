@@ -17,6 +17,8 @@ from experiments.divergence import DivergedError, Watch
 from experiments.pace import Pace
 from experiments.streaming import fits, prefetched
 from experiments.trainer import Trainer
+from jaxconv import layers
+from jaxconv.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -109,12 +111,42 @@ def test_a_call_takes_about_a_second_or_what_it_is_told() -> None:
     assert (slow(150), told(150), told(3)) == (1, 8, 3)
 
 
+# Several devices
+
+
+def normed(classes: int) -> layers.Layer:
+    """Batch norm and dropout behind one convolution."""
+    body = [layers.Conv(4, 3, bias=False), layers.BatchNorm(), layers.Activation(jax.nn.relu), layers.Dropout(0.5)]
+    return layers.serial(*body, layers.Flatten(), layers.Dense(classes))
+
+
+def test_four_devices_compute_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm, dropout and augmentation included; 359 images to test on are no multiple of four."""
+    monkeypatch.setitem(MODELS, "article", normed)
+    one, four = (trainer(devices=n, batch_size=32, optimizer="momentum") for n in (1, 4))
+    np.testing.assert_allclose(four.train_steps(3), one.train_steps(3), rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(four.carry), jax.tree.leaves(one.carry), strict=True):
+        assert len(ours.sharding.device_set) == 4 and ours.is_fully_replicated
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert four.evaluate(90)[1] == four.evaluate(359)[1] == one.evaluate()[1]
+    np.testing.assert_allclose(four.evaluate(90)[0], one.evaluate()[0], rtol=1e-5)
+
+
+def test_each_device_gets_a_part_of_the_batch() -> None:
+    four = trainer(devices=4)
+    lowered = four._step_at.lower(four.carry, *four.resident("train"), four.order(0), np.int32(0))
+    assert '[{"batch"}' in lowered.as_text() or "devices=[4,1,1,1]" in lowered.as_text()
+    convolved = [line for line in lowered.compile().as_text().splitlines() if "f32[32,6,6,8]" in line]
+    assert convolved  # a quarter of 128 images, 8 filters on 8×8 without a border
+
+
 # Sixteen bits
 
 
-def test_an_overflow_skips_a_step_and_halves_the_scale() -> None:
+def test_an_overflow_skips_a_step_and_halves_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large a scale: no weight, moment or statistic moves until it has been halved often enough."""
-    ours = trainer(TINY, model="vgg", dtype="float16", batch_size=32, augment=())
+    monkeypatch.setitem(MODELS, "article", normed)
+    ours = trainer(TINY, dtype="float16", batch_size=32, augment=())
     scale = ours.carry.scaling._replace(scale=jnp.float32(2.0**100))
     ours.carry = ours.carry._replace(scaling=scale)
     before = jax.device_get(ours.carry)

@@ -1,0 +1,53 @@
+"""Where the arrays of a training are: on one device, or a copy of all but the batch on each of several.
+
+That is all there is to data parallelism under `jit`: the batch is split over the devices, and the program means what it
+means on one. The compiler sums gradients, statistics of batch norms, losses and counts over all of them, and no line of
+a model knows. Several processes, one or more devices each, run the same program on one mesh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+
+class Devices:
+    """The first `count` devices of each process, as one mesh with the axis "batch"."""
+
+    def __init__(self, count: int) -> None:
+        own = [device for device in jax.devices() if device.id in _first(device.process_index, count)]
+        self.count = len(own)
+        self.mesh = None if self.count == 1 else Mesh(np.array(own), ("batch",), axis_types=(AxisType.Auto,))
+        self.everywhere = (
+            SingleDeviceSharding(own[0]) if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+        )
+
+    def put(self, tree: Any) -> Any:
+        """Arrays of the host, the same in every process, on every device."""
+
+        def one(a: Any) -> jax.Array:
+            host = np.asarray(a)
+            return jax.make_array_from_callback(host.shape, self.everywhere, lambda index: host[index])
+
+        return jax.tree.map(one, tree)
+
+    def split(self, batch: jax.Array) -> jax.Array:
+        """Inside a compiled program: a part of the batch on each device."""
+        if self.mesh is None:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, PartitionSpec("batch")))
+
+
+def _first(process: int, count: int) -> set[int]:
+    return {device.id for device in [d for d in jax.devices() if d.process_index == process][:count]}
+
+
+def together(value: int) -> int:
+    """The largest of the processes' values; each must ask."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
