@@ -65,6 +65,14 @@ class Config:
     """Compile the steps of a call into one loop; by default except on a CPU, where a loop has slow convolutions."""
     devices: int = 1
     """Devices that share each batch; of each process, if there are several."""
+    distributed: bool = False
+    """Train together with other processes, as Slurm, Open MPI or a TPU pod says, or the next three options."""
+    coordinator: str | None = None
+    """host:port of process 0, where the processes meet."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     out: Path | None = None
     """Folder for metrics, summary, pictures and checkpoints."""
     checkpoint_every: int | None = None
@@ -96,7 +104,7 @@ class Config:
 
 # These change when and where a run computes, not what.
 CIRCUMSTANCES = (
-    *("data_dir", "steps_per_call", "devices"),
+    *("data_dir", "steps_per_call", "devices", "distributed", "coordinator", "processes", "process"),
     *("out", "checkpoint_every", "keep", "resume", "overwrite", "evaluate"),
 )
 

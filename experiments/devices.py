@@ -14,6 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+WAIT = 120  # seconds until all processes must have come
+HEARTBEAT = 10  # seconds of silence after which a process is taken for dead
+
 
 class Devices:
     """The first `count` devices of each process, as one mesh with the axis "batch"."""
@@ -44,6 +47,34 @@ class Devices:
 
 def _first(process: int, count: int) -> set[int]:
     return {device.id for device in [d for d in jax.devices() if d.process_index == process][:count]}
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Meet the other processes; what is not said is found out from the cluster.
+
+    Raises:
+      ValueError: they cannot be found, or one does not come.
+    """
+    said = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [name for name, value in said.items() if value is None]
+    if 0 < len(missing) < len(said):
+        raise ValueError(
+            f"--coordinator, --processes and --process go together, but {' and '.join(missing)} is missing. Say all "
+            "three, or none where Slurm, Open MPI or a TPU pod started the processes."
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"--process must satisfy 0 <= process < {processes}, but is {process}.")
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--distributed: the processes have not met: {str(error).splitlines()[0]}") from error
+
+
+def leads() -> bool:
+    """Whether this is the process that speaks and writes for all."""
+    return jax.process_index() == 0
 
 
 def together(value: int) -> int:

@@ -49,10 +49,13 @@ def raise_on_signals() -> Callable[[], None]:
 
 
 @contextmanager
-def between_steps() -> Iterator[Callable[[], None]]:
+def between_steps(agreed: Callable[[int], int] = int) -> Iterator[Callable[[], None]]:
     """Inside, a signal waits until the function that is handed out is called, which raises `StopSignal`.
 
     So no step is torn in two. A second signal does not wait, and ends the program.
+
+    Args:
+      agreed: what all processes that train together make of the number of a signal, 0 for none.
     """
     received: list[int] = []
 
@@ -65,8 +68,8 @@ def between_steps() -> Iterator[Callable[[], None]]:
         os.write(2, b"stopping after this step; once more to stop at once\n")
 
     def poll() -> None:
-        if received:
-            raise StopSignal(received[0])
+        if number := agreed(received[0] if received else 0):
+            raise StopSignal(number)
 
     listening = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
     before = {number: signal.signal(number, keep) for number in SIGNALS if listening}

@@ -5,6 +5,8 @@
     python -m experiments.train --rules textbook           # the same run by the articles' sums
     python -m experiments.train --out run --resume         # goes on where it was killed
     python -m experiments.train --evaluate run             # how good its last checkpoint is
+    python -m experiments.train --devices 4                # each batch shared by four devices
+    python -m experiments.train --distributed --out run    # and by all processes of a Slurm job or a TPU pod
 
 The images live on the device, where they are shuffled and augmented. There a compiled loop takes as many steps as fill
 about a second (`--steps-per-call`) before the host looks; on a CPU the host begins them one by one, without waiting.
@@ -15,6 +17,10 @@ With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `times.jsonl` (
 `--keep` stay. It keeps what it has measured when it ends early: by Ctrl-C or SIGTERM, or because the loss left all
 bounds. After any end, `kill -9` included, `--resume` continues it from the last checkpoint, and what it then leaves
 is equal bit for bit, but for times, to what it would have left without the interruption.
+
+Processes that train together (`--distributed`; `--coordinator`, `--processes` and `--process` where no cluster says
+who they are) share one folder. When one of them dies the others end within seconds, and all go on with `--resume`, as
+many as there are then.
 
 Exit status: 0 when it has finished, 1 when it diverged, 2 when it could not run, 130 after Ctrl-C, 143 after SIGTERM.
 """
@@ -41,6 +47,7 @@ from rich.console import Console
 from experiments import checkpoints, data, plots
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import Config, UsageError, check, check_same, remedies
+from experiments.devices import join, leads, together
 from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
 from experiments.machine import version
@@ -89,15 +96,18 @@ def prepare_folder(config: Config, store: Checkpoints, trainer: Trainer) -> Meas
             f"--resume: {out} holds metrics, but {store.folder} no checkpoint to continue from. Say --overwrite to "
             "begin again, or name another folder."
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        measured.write(out)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
-    if config.overwrite:
-        store.delete()
-    for name in FILES[2:]:
-        (out / name).unlink(missing_ok=True)
+    together(0)  # all processes have looked before one writes
+    if leads():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            measured.write(out)
+        except OSError as error:
+            raise UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
+        if config.overwrite:
+            store.delete()
+        for name in FILES[2:]:
+            (out / name).unlink(missing_ok=True)
+    together(0)
     return measured
 
 
@@ -121,7 +131,7 @@ def epochs(trainer: Trainer, tick: Tick, measured: Measured | None = None) -> It
             left = trainer.per_epoch - len(measured.losses)
             if config.checkpoint_every is not None:
                 left = min(left, config.checkpoint_every - done % config.checkpoint_every)
-            called, count = time.perf_counter(), pace(left)
+            called, count = time.perf_counter(), together(pace(left))
             losses = [float(loss) for loss in trainer.train_steps(count)]
             pace.took(count, time.perf_counter() - called)
             for step, loss in enumerate(losses, done + 1):
@@ -199,7 +209,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
             store.save(trainer.step, trainer.carry, journal)
 
     try:
-        with between_steps() as stop, progress(console, trainer.steps, trainer.step) as show:
+        with between_steps(together) as stop, progress(console, trainer.steps, trainer.step) as show:
 
             def tick(step: int, loss: float) -> None:
                 show(step, loss)
@@ -208,7 +218,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
                     save()
 
             for row in epochs(trainer, tick, measured):
-                if config.out is not None:
+                if config.out is not None and leads():
                     measured.write(config.out)
                 save()
                 console.print(
@@ -240,7 +250,7 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "examples_per_second": examples / sum(row["seconds"] for row in timed) if timed else None,
     }
-    if config.out is not None:
+    if config.out is not None and leads():
         write_atomically(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         if summary["status"] != "diverged":
             plots.filters(jax.device_get(trainer.params), config.out / "filters.png")
@@ -281,10 +291,25 @@ def main() -> int:
     config = tyro.cli(Config, description=__doc__)
     raise_on_signals()
     try:
+        if config.distributed or config.coordinator or config.processes is not None or config.process is not None:
+            join(config.coordinator, config.processes, config.process)
+            console.quiet = not leads()
         if config.evaluate is not None:
             evaluate(config, console)
             return 0
         summary = run(config, console)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        console.quiet = False
+        console.print(
+            f"[red]error:[/] process {jax.process_index()} of {jax.process_count()} cannot go on, most likely because "
+            f"another one has ended: {str(error).splitlines()[0]}. Start all of them again with --resume.",
+            soft_wrap=True,
+            highlight=False,
+        )
+        sys.stdout.flush()
+        os._exit(2)  # the usual end waits for the other processes
     except (UsageError, CheckpointError, data.DataError, ValueError, OSError) as error:
         console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
         return 2

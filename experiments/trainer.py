@@ -56,7 +56,7 @@ class Trainer:
         self.net: Layer = MODELS[config.model](len(dataset.classes))
         self.policy = MixedPrecision(jnp.dtype(config.dtype))
         self.wide = jnp.dtype(jnp.float64 if config.dtype == "float64" else jnp.float32)
-        self.data_on = config.data_on or ("device" if fits(dataset, jax.devices()[0]) else "host")
+        self.data_on = config.data_on or ("device" if fits(dataset, jax.local_devices()[0]) else "host")
         key, self.dropout_key, self.order_key, self.augment_key = jax.random.split(jax.random.key(config.seed), 4)
         self.per_epoch = len(dataset.train_labels) // config.batch_size
         self.steps = config.epochs * self.per_epoch

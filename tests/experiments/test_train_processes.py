@@ -1,0 +1,104 @@
+"""Two processes train as one does; when one is killed the other ends, and the run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import devices, train
+from experiments.checkpoints import Checkpoints
+from experiments.config import Config
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+EPOCHS = 2
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+
+def started(out: Path, *more: str, processes: int = 2) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        *(sys.executable, "-m", "experiments.train", "--model", "article", "--epochs", str(EPOCHS), "--out", str(out)),
+        *("--coordinator", address, "--processes", str(processes), *more),
+    ]
+    return [
+        subprocess.Popen([*command, "--process", str(i)], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def rows(out: Path) -> np.ndarray:
+    return np.array([list(json.loads(line).values()) for line in (out / "metrics.jsonl").read_text().splitlines()])
+
+
+def killed(out: Path, which: int) -> str:
+    """Kill one of two as soon as there is a checkpoint; what the other says at its end."""
+    processes = started(out, "--checkpoint-every", "3", "--steps-per-call", "1")
+    try:
+        deadline = time.monotonic() + 240
+        while not Checkpoints(out).steps():
+            assert time.monotonic() < deadline and not any(process.poll() for process in processes)
+            time.sleep(0.01)
+        processes[which].kill()
+        said, _ = processes[1 - which].communicate(timeout=6 * devices.HEARTBEAT)
+        assert processes[1 - which].returncode != 0
+        return said
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def assert_like_one_process(out: Path, tmp_path: Path) -> None:
+    train.run(Config(model="article", epochs=EPOCHS, out=tmp_path / "alone"), QUIET)
+    np.testing.assert_allclose(rows(out), rows(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Some steps by two processes and the others by one are those of one."""
+    said = killed(tmp_path / "run", 1)
+    assert "another one has ended" in said or "another task died" in said
+    assert "--resume" in said or "Terminating process" in said
+    assert 0 < Checkpoints(tmp_path / "run").steps()[-1] < 44
+    train.run(Config(model="article", epochs=EPOCHS, out=tmp_path / "run", resume=True), QUIET)
+    assert_like_one_process(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.thorough
+def test_two_processes_train_like_one_and_survive_the_first_ones_death(tmp_path: Path) -> None:
+    said = killed(tmp_path / "run", 0)
+    assert "another one has ended" in said or "another task died" in said or "coordination service" in said.lower()
+    for process in started(tmp_path / "run", "--resume"):
+        assert process.wait(240) == 0
+        process.communicate()
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert_like_one_process(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processes": 2}, r"go together, but --coordinator and --process is missing. Say all three, or none"),
+        ({"coordinator": "x:1", "processes": 2, "process": 2}, r"must satisfy 0 <= process < 2, but is 2"),
+    ],
+    ids=["alone", "third of two"],
+)
+def test_processes_that_cannot_meet(changes: dict[str, Any], message: str) -> None:
+    config = dataclasses.replace(Config(), **changes)
+    with pytest.raises(ValueError, match=message):
+        devices.join(config.coordinator, config.processes, config.process)
