@@ -11,7 +11,9 @@ begun again before the one before it has ended. Images that do not fit are strea
 
 On a CPU there is no loop unless it is asked for: inside one XLA does not call its fast convolutions. Measured, CPU time
 of a step of `cnn` on 128 digits, one by one and in a loop, 2 cores of an AMD EPYC, jax 0.10.2, 2026-11-26: by the fast
-rules 4.4 and 3.9 ms, in float64 12.4 and 12.6; by `autodiff`, which is XLA's own convolution, 7.3 and 118.
+rules 4.4 and 3.9 ms, in float64 12.4 and 12.6; by `autodiff`, which is XLA's own convolution, 7.3 and 118. And the
+host has little to wait for: with 128 images of MNIST a step, 4,449 images/s when it waits for each, 4,519 begun ahead,
+4,616 in a loop (medians of 11 rounds of 20 steps that took turns, the rounds between 3,287 and 5,620).
 """
 
 from __future__ import annotations

@@ -63,6 +63,14 @@ def test_an_epoch_holds_every_example_in_an_order_of_its_own() -> None:
     assert np.asarray(again.order(1)).tolist() == orders[1]  # without having been asked for the one before
 
 
+@pytest.mark.parametrize("changes", [{"model": "cnn", "augment": ()}, {"augment": ("crop",)}], ids=["dropout", "crop"])
+def test_what_is_drawn_at_random_depends_on_the_step_and_on_nothing_before(changes: dict[str, Any]) -> None:
+    ours, rows = trainer(optimizer="sgd", learning_rate=1e-30, **changes), np.arange(32)  # no weight moves
+    losses = [ours.train_batch(rows) for _ in range(3)]
+    ours.carry = ours.carry._replace(step=jnp.int32(1))
+    assert len(set(losses)) == 3 and ours.train_batch(rows) == losses[1]
+
+
 def test_one_program_serves_any_number_of_steps() -> None:
     ours = trainer(loop=True)
     for count in (1, 4, 6):
