@@ -115,6 +115,7 @@ def test_a_run_is_continued_from_its_last_checkpoint(runs: tuple[Path, Path], ki
     assert set(train.FILES) | {checkpoints.FOLDER} == {path.name for path in killed.iterdir()}
 
 
+@pytest.mark.thorough
 def test_a_run_on_one_device_is_continued_on_four(runs: tuple[Path, Path], killed: Path) -> None:
     train.run(small(out=killed, resume=True, devices=4), QUIET)
     whole, ours = (json.loads((out / "metrics.jsonl").read_text().splitlines()[-1]) for out in (runs[0], killed))
