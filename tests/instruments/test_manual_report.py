@@ -20,7 +20,7 @@ from tests.support.replaced import NHWC, conv, max_pool, random, weighted
 X, W = random(2, 6, 6, 3, dtype=np.float32), random(3, 3, 3, 16, dtype=np.float32, seed=1)
 ASK = "Apply manual to the part of f that JAX can trace."
 TAKEN = (
-    "is replaced: its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
+    "is replaced: its convolutions, pools or norms belong to a gradient that JAX has taken already. Take it of what manual "
     "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))."
 )
 
@@ -164,11 +164,11 @@ def test_a_report_of_other_rules_names_them(rules: str) -> None:
 NOTHING = {
     "no convolution": (
         lambda: (lambda x: jnp.sum(x @ x.T), jnp.ones((2, 2))),
-        "manual: nothing in f is replaced: it has no convolution and no pool that a rule of this library stands for.",
+        "manual: nothing in f is replaced: it has no convolution, pool or norm that a rule of this library stands for.",
     ),
     "no array": (
         lambda: (lambda x: x + 1, 3),
-        "manual: nothing in f is replaced: it has no convolution and no pool that a rule of this library stands for.",
+        "manual: nothing in f is replaced: it has no convolution, pool or norm that a rule of this library stands for.",
     ),
     "ours": (
         lambda: (lambda x: jaxconv.conv(x, jnp.ones((2, 2, 3, 1))), random(1, 3, 3, 3)),
