@@ -32,9 +32,9 @@ def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto"
 
     f is traced, and convolutions, pools, norms and dense layers on more axes than two are evaluated by this library in
     `lax`'s place, in library code that f calls too, and inside `jit`, `scan`, `while_loop`, `cond`, `checkpoint`,
-    `vmap`, `pmap` and `shard_map`. The values of f do not change, but for rounding. A function with a derivative of its own
-    (`custom_vjp`, `custom_jvp`) keeps it, and whatever no rule stands for is left exactly as it is; `manual(f).report`
-    says what became of what. Under `jit` nothing of this is left once f has been compiled.
+    `vmap`, `pmap` and `shard_map`. The values of f do not change, but for rounding. A function with a derivative of its
+    own (`custom_vjp`, `custom_jvp`) keeps it, and whatever no rule stands for is left exactly as it is;
+    `manual(f).report` says what became of what. Under `jit` nothing of this is left once f has been compiled.
 
     Take the gradient of what `manual` returns: of a gradient that JAX has taken already, only JAX's own is left.
 

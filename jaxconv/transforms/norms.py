@@ -38,6 +38,8 @@ NORMALISATION.multiple_results = True
 
 # Beyond these a value is an array like any other: the largest term and the most terms of a norm, and some to spare.
 _MOST_FACTORS, _MOST_TERMS = 6, 12
+# In 16 bits 1 + 1/n is rounded to 1 for many an n.
+_MOST_ROUNDING = 1e-6
 # The largest program called by an equation that is read as part of this one, such as `jnp.var`.
 _MOST_CALLED = 24
 
@@ -173,7 +175,8 @@ class _Reading:
         for eqn in jaxpr.eqns:
             made = self._made(eqn, [value(v) for v in eqn.invars])
             if self._called == 0 and not (len(eqn.outvars) == 1 and self._continues(eqn, made)):
-                whole = [v for v in _variables(eqn.invars) if v in self.norms]
+                read = [v for v in _variables(eqn.invars) if v in self.norms]
+                whole = [v for v in read if polynomials.as_factor(values[v]) is None]
                 if whole:
                     values |= {v: self._opaque(v) for v in whole}
                     made = self._made(eqn, [value(v) for v in eqn.invars])
@@ -184,9 +187,14 @@ class _Reading:
 
     def _made(self, eqn: JaxprEqn, operands: list[Polynomial]) -> list[Polynomial]:
         step = entry(_STEPS, eqn)
-        made = None if step is None or eqn.effects else step(self, eqn, operands)
+        # Sums of integers wrap around, and those of complex numbers are no norm's.
+        exact = eqn.primitive in _COMPARISONS or eqn.primitive.name == "pvary" or all(map(_is_floating, eqn.outvars))
+        made = None if step is None or eqn.effects or not exact else step(self, eqn, operands)
         if made is None:
             made = [None] * len(eqn.outvars)
+        made = [
+            None if a is None else polynomials.tidied(a, _rounding(v)) for v, a in zip(eqn.outvars, made, strict=True)
+        ]
         fixed = all(atom.of in self._fixed for a in operands for atom in atoms(a)) and not eqn.effects
         return [
             a if a is not None and self._kept(v, a) else self._opaque(v, fixed)
@@ -209,13 +217,16 @@ class _Reading:
             return self._opaque(v, fixed=True)
         if np.iscomplexobj(number):
             return self._opaque(v, fixed=True)
-        return {(): float(number)} if number != 0 else {}
+        return polynomials.constant(float(number))
 
     def _remember(self, v: Any, a: Polynomial) -> None:
-        """The variables that are an atom, as operands of a norm."""
+        """The variables that are an atom and no more of the same, as operands of a norm."""
         factor = polynomials.as_factor(a)
-        if not self._called and factor is not None and (v, factor[1]) not in self._found.setdefault(factor[0], []):
-            self._found[factor[0]].append((v, factor[1]))
+        if self._called or factor is None or any(n != 1 and i not in factor[1] for i, n in enumerate(_shape(v))):
+            return
+        found = self._found.setdefault(factor[0], [])
+        if (v, factor[1]) not in found:
+            found.append((v, factor[1]))
 
     def _kept(self, v: Any, a: Polynomial) -> bool:
         """Whether a value is worth a polynomial: a number, an array, its square, or part of a norm of one array."""
@@ -223,6 +234,8 @@ class _Reading:
         if not there:
             return True
         if len(a) > _MOST_TERMS or any(len(product) > _MOST_FACTORS for product in a):
+            return False
+        if not all(map(math.isfinite, a.values())):
             return False
         measured = {atom.of for atom in there if atom.kind != "value"}
         if not measured:
@@ -239,8 +252,18 @@ class _Reading:
 
     # What an equation makes of polynomials; None for an array like any other
 
+    def _total(self, eqn: JaxprEqn, operands: list[Polynomial]) -> Any:
+        """But where arrays or numbers are added to themselves: (y + z) − z is y as rounded to the places of z."""
+        a, b = operands
+        plain = [p for p in a.keys() & b.keys() if all(atom.kind == "value" for atom, _ in p)]
+        if not _alike(eqn) or (plain and (a.keys() | b.keys()) != {()}):
+            return None
+        return [polynomials.plus(a, b, -1 if eqn.primitive == known.sub_p else 1)]
+
     def _product_of(self, eqn: JaxprEqn, operands: list[Polynomial]) -> Any:
-        return [polynomials.times(*operands)] if _alike(eqn) else None
+        """But where an array is multiplied by 0, which is NaN if the array is."""
+        numbers = [polynomials.as_number(a) for a in operands]
+        return None if not _alike(eqn) or (0 in numbers and None in numbers) else [polynomials.times(*operands)]
 
     def _square(self, eqn: JaxprEqn, operands: list[Polynomial]) -> Any:
         return [polynomials.times(operands[0], operands[0])] if eqn.params.get("y", 2) == 2 else None
@@ -276,11 +299,12 @@ class _Reading:
         v: Any = eqn.invars[0]
         old, new = v.aval.dtype, eqn.params["new_dtype"]
         if (number := polynomials.as_number(operands[0])) is not None:
-            return operands if jnp.issubdtype(new, jnp.floating) or number == int(number) else None
-        if not (jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)):
+            return [polynomials.constant(float(np.asarray(number).astype(new)))]
+        if not jnp.issubdtype(old, jnp.floating):
             return None
         exact = jnp.finfo(new).nmant >= jnp.finfo(old).nmant and jnp.finfo(new).maxexp >= jnp.finfo(old).maxexp
-        return operands if exact or (not isinstance(v, Literal) and v in self.norms) else None
+        whole = v in self.norms and polynomials.as_factor(operands[0]) is None
+        return operands if exact or whole else None
 
     def _broadcast(self, eqn: JaxprEqn, operands: list[Polynomial]) -> Any:
         to = eqn.params["broadcast_dimensions"]
@@ -383,6 +407,15 @@ def _identity(v: Any) -> Place:
     return tuple(i if n != 1 else -1 for i, n in enumerate(_shape(v)))
 
 
+def _is_floating(v: Any) -> bool:
+    return bool(jnp.issubdtype(getattr(v.aval, "dtype", None), jnp.floating))
+
+
+def _rounding(v: Any) -> float:
+    """How far from an integer a coefficient is that its dtype has rounded, such as n · (1/n)."""
+    return min(4 * float(jnp.finfo(v.aval.dtype).eps), _MOST_ROUNDING) if _is_floating(v) else 0.0
+
+
 def _alike(eqn: JaxprEqn) -> bool:
     """Whether the operands have the same axes, or one is a number."""
     a, b = (len(_shape(v)) for v in eqn.invars)
@@ -396,8 +429,8 @@ _COMPARISONS = {
     known.eq_p: operator.eq, known.ne_p: operator.ne,
 }  # fmt: skip
 _STEPS: dict[Any, Callable[[_Reading, JaxprEqn, list[Polynomial]], Any]] = {
-    known.add_p: lambda _, eqn, operands: [polynomials.plus(operands[0], operands[1])] if _alike(eqn) else None,
-    known.sub_p: lambda _, eqn, operands: [polynomials.plus(operands[0], operands[1], -1)] if _alike(eqn) else None,
+    known.add_p: _Reading._total,
+    known.sub_p: _Reading._total,
     known.neg_p: lambda _, eqn, operands: [polynomials.plus({}, operands[0], -1)],
     known.mul_p: _Reading._product_of,
     known.div_p: _Reading._quotient,
@@ -412,6 +445,7 @@ _STEPS: dict[Any, Callable[[_Reading, JaxprEqn, list[Polynomial]], Any]] = {
     known.transpose_p: _Reading._transposed,
     known.reduce_sum_p: _Reading._summed,
     "psum": _Reading._summed,
+    "pvary": lambda _, eqn, operands: None if None in map(polynomials.as_number, operands) else operands,
     **dict.fromkeys(_COMPARISONS, _Reading._compared),
     known.select_n_p: _Reading._selected,
     known.jit_p: _Reading._within,

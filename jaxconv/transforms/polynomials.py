@@ -42,7 +42,7 @@ def plus(a: Polynomial, b: Polynomial, sign: int = 1) -> Polynomial:
     total = dict(a)
     for product, coefficient in b.items():
         total[product] = total.get(product, 0.0) + sign * coefficient
-    return {product: _tidy(c) for product, c in total.items() if _tidy(c) != 0}
+    return {product: c for product, c in total.items() if c != 0}
 
 
 def times(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -51,13 +51,21 @@ def times(a: Polynomial, b: Polynomial) -> Polynomial:
         for q, d in b.items():
             product = tuple(sorted(p + q))
             total[product] = total.get(product, 0.0) + c * d
-    return {product: _tidy(c) for product, c in total.items() if _tidy(c) != 0}
+    return {product: c for product, c in total.items() if c != 0}
 
 
-def _tidy(c: float) -> float:
-    """A coefficient without the rounding of a factor such as 1/n in the program's dtype."""
-    nearest = round(c) if math.isfinite(c) else c
-    return float(nearest) if nearest and abs(c - nearest) <= 1e-6 * abs(c) else c
+def constant(number: float) -> Polynomial:
+    return {(): number} if number != 0 else {}
+
+
+def tidied(a: Polynomial, rounding: float) -> Polynomial:
+    """The polynomial with coefficients that are integers but for rounding as these integers."""
+
+    def tidy(c: float) -> float:
+        nearest = round(c) if math.isfinite(c) else c
+        return float(nearest) if nearest and abs(c - nearest) <= rounding * abs(c) else c
+
+    return {product: tidy(c) for product, c in a.items()}
 
 
 def as_number(a: Polynomial) -> float | None:

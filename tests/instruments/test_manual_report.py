@@ -20,8 +20,8 @@ from tests.support.replaced import NHWC, conv, max_pool, random, weighted
 X, W = random(2, 6, 6, 3, dtype=np.float32), random(3, 3, 3, 16, dtype=np.float32, seed=1)
 ASK = "Apply manual to the part of f that JAX can trace."
 TAKEN = (
-    "is replaced: its convolutions, pools or norms belong to a gradient that JAX has taken already. Take it of what manual "
-    "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))."
+    "is replaced: its convolutions, pools or norms belong to a gradient that JAX has taken already. Take it of what "
+    "manual returns: jax.grad(manual(loss)), not manual(jax.grad(loss))."
 )
 
 
