@@ -32,6 +32,7 @@ from jax.extend.core import primitives as known
 from jaxconv.transforms import polynomials
 from jaxconv.transforms.polynomials import INVERSES, Atom, Factor, Place, Polynomial, atoms
 from jaxconv.transforms.program import called, entry, is_differentiated, is_on_explicit_axes
+from jaxconv.windows import accumulator
 
 NORMALISATION = Primitive("normalisation")
 NORMALISATION.multiple_results = True
@@ -69,10 +70,11 @@ class Norm(NamedTuple):
     def operands(self, *given: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array, Any, Any]:
         """x, μ, 1/σ, scale and shift, all shaped to broadcast against x; None for what there is none of."""
         x, *rest = given
-        spread = [_spread(a, place) for a, place in zip(rest, self.places, strict=True)]
+        one = jnp.ones([1] * (x.ndim - 1) + [x.shape[-1]], accumulator(x.dtype))
+        spread = [_spread(a.astype(one.dtype), place) for a, place in zip(rest, self.places, strict=True)]
         mean = spread[0] if self.centred else None
         inverse = 1 / spread[self.centred] if self.rooted else spread[self.centred]
-        scale, shift = (_evaluated(terms, spread) for terms in (self.scale, self.shift))
+        scale, shift = (_evaluated(terms, spread, one) for terms in (self.scale, self.shift))
         return x, mean, inverse, scale, shift
 
 
@@ -84,11 +86,11 @@ def _spread(a: jax.Array, place: Place) -> jax.Array:
     return moved.reshape([a.shape[axis] if axis >= 0 else 1 for axis in place])
 
 
-def _evaluated(terms: Any, values: Sequence[jax.Array]) -> jax.Array | None:
+def _evaluated(terms: Any, values: Sequence[jax.Array], one: jax.Array) -> jax.Array | None:
     products = []
     for coefficient, those in terms:
         factors = [values[i] for i in those]
-        products.append(math.prod(factors[1:], start=factors[0]) if factors else jnp.ones(()))
+        products.append(math.prod(factors[1:], start=factors[0]) if factors else one)
         products[-1] = products[-1] if coefficient == 1 else coefficient * products[-1]
     return sum(products[1:], start=products[0]) if products else None
 
@@ -372,7 +374,7 @@ class _Reading:
         found = polynomials.as_norm(a, whole)
         if found is None or v.aval.weak_type or not jnp.issubdtype(v.aval.dtype, jnp.floating):
             return None
-        inverse, scale, shift = found
+        (_, along), inverse, scale, shift = found
         centred = inverse.kind == INVERSES["root"]
         x, mean, root = (
             Atom(inverse.of),
@@ -382,25 +384,32 @@ class _Reading:
         xs = [
             u
             for u, place in self._found[x]
-            if (place, u.aval.shape, u.aval.dtype) == (whole, v.aval.shape, v.aval.dtype)
+            if (place, u.aval.shape, u.aval.dtype) == (along, v.aval.shape, v.aval.dtype)
         ]
         moments = [mean] * centred + [inverse if inverse in self._found else root]
         if not xs or x.of in self._fixed or is_differentiated(eqn) or not all(atom in self._found for atom in moments):
             return None
         operands, places = [list(column) for column in zip(*(self._found[atom][0] for atom in moments), strict=True)]
+        places = [tuple(_at(along, place, i) for i in range(len(whole))) for place in places]
         numbers: dict[Factor, int] = {}
         for factor in (factor for part in (scale, shift) for product in part for factor in product):
             if factor not in numbers:
                 numbers[factor] = len(operands)
                 operands.append(self._arrays[factor[0].of])
-                places.append(tuple(factor[1].index(i) if i in factor[1] else -1 for i in range(len(whole))))
+                places.append(tuple(_at(factor[1], range(len(factor[1])), i) for i in range(len(whole))))
         if any(u is None or is_on_explicit_axes(u) for u in (xs[0], *operands)):
             return None
         terms = [
             tuple((c, tuple(numbers[factor] for factor in product)) for product, c in part.items())
             for part in ({} if scale == {(): 1.0} else scale, shift)
         ]
-        return Norm(inverse.over, inverse.eps, centred, moments[-1] is root, tuple(places), *terms), [xs[0], *operands]
+        axes = tuple(sorted(along[i] for i in inverse.over))
+        return Norm(axes, inverse.eps, centred, moments[-1] is root, tuple(places), *terms), [xs[0], *operands]
+
+
+def _at(place: Place, other: Sequence[int], axis: int) -> int:
+    """What `other` has where `place` has an axis; −1 where it has it not."""
+    return other[place.index(axis)] if axis in place else -1
 
 
 def _identity(v: Any) -> Place:

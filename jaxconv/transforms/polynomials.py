@@ -133,14 +133,17 @@ def summed(a: Polynomial, axes: set[int], shape: tuple[int, ...]) -> Polynomial 
     return moved(total, lambda i: i - sum(axis < i for axis in axes))
 
 
-def as_norm(a: Polynomial, whole: Place) -> tuple[Atom, Polynomial, Polynomial] | None:
-    """(x − μ) · inverse · scale + shift, or without μ of a root mean square: the inverse, the scale and the shift."""
+def as_norm(a: Polynomial, whole: Place) -> tuple[Factor, Atom, Polynomial, Polynomial] | None:
+    """(x − μ) · inverse · scale + shift, or without μ of a root mean square: x, inverse, scale and shift."""
     inverses = {factor for product in a for factor in product if factor[0].kind in INVERSES.values()}
     if len(inverses) != 1:
         return None
     (inverse,) = inverses
     over = inverse[0].over
-    x, mean = (Atom(inverse[0].of), whole), (Atom(inverse[0].of, "mean", over), inverse[1])
+    xs = [factor for factor in {f for product in a for f in product} if factor[0] == Atom(inverse[0].of)]
+    if len(xs) != 1 or _axes(xs[0][1]) != _axes(whole):
+        return None
+    x, mean = xs[0], (Atom(inverse[0].of, "mean", over), inverse[1])
     scale: Polynomial = {}
     less, shift = dict(scale), dict(scale)
     for product, c in a.items():
@@ -155,11 +158,13 @@ def as_norm(a: Polynomial, whole: Place) -> tuple[Atom, Polynomial, Polynomial] 
     centred = scale if inverse[0].kind == INVERSES["root"] else {}
     if not scale or plus(less, centred) or any(atom.kind != "value" or atom.of == inverse[0].of for atom in left):
         return None
-    return (inverse[0], scale, shift) if inverse[1] == _kept(whole, over) else None
+    kept = tuple(-1 if i in over else axis for i, axis in enumerate(x[1]))
+    return (x, inverse[0], scale, shift) if inverse[1] == kept else None
 
 
-def _kept(whole: Place, over: tuple[int, ...]) -> Place:
-    return tuple(-1 if i in over else i for i in whole)
+def _axes(place: Place) -> list[int]:
+    """Those that a factor varies along."""
+    return sorted(axis for axis in place if axis >= 0)
 
 
 def _without(product: tuple[Factor, ...], gone: tuple[Factor, Factor] | None) -> tuple[Factor, ...] | None:

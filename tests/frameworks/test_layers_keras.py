@@ -113,12 +113,32 @@ def test_pools(case: Any) -> None:
     assert_keras(layer, normal(*in_format(SHAPES[rank], options)))
 
 
+class Training(layers.Wrapper):
+    """A layer as it is in training."""
+
+    def call(self, x: Any) -> Any:
+        return self.layer(x, training=True)
+
+
 # name -> (the layer, the shapes of what it is given, whether a rule of ours stands for it)
 WIDE = {"dtype": "float64"}
 OTHERS: dict[str, Any] = {
     "Dense on images": (lambda: layers.Dense(3, **WIDE), [(2, 4, 5, 6)], True),
     "Dense on rows": (lambda: layers.Dense(3, **WIDE), [(4, 6)], False),
     "EinsumDense": (lambda: layers.EinsumDense("abc,cd->abd", (5, 3), bias_axes="d", **WIDE), [(2, 5, 6)], True),
+    "BatchNormalization": (lambda: Training(layers.BatchNormalization(**WIDE), **WIDE), [(3, 4, 5, 6)], True),
+    "BatchNormalization, first": (
+        lambda: Training(layers.BatchNormalization(1, scale=False, epsilon=1e-2, **WIDE), **WIDE),
+        [(3, 6, 4, 5)],
+        True,
+    ),
+    "BatchNormalization, no training": (lambda: layers.BatchNormalization(**WIDE), [(3, 4, 5, 6)], False),
+    "LayerNormalization": (lambda: layers.LayerNormalization(**WIDE), [(3, 4, 6)], True),
+    "LayerNormalization, axes": (lambda: layers.LayerNormalization((1, 2), center=False, **WIDE), [(3, 4, 6)], True),
+    "GroupNormalization": (lambda: layers.GroupNormalization(3, **WIDE), [(3, 4, 5, 6)], True),
+    "GroupNormalization, each": (lambda: layers.GroupNormalization(-1, **WIDE), [(3, 4, 5, 6)], True),
+    "RMSNormalization": (lambda: layers.RMSNormalization(**WIDE), [(3, 4, 6)], True),
+    "UnitNormalization": (lambda: layers.UnitNormalization(**WIDE), [(3, 4, 6)], False),
     "LSTM": (lambda: layers.LSTM(3, **WIDE), [(2, 4, 5)], False),
     "GlobalMaxPooling2D": (lambda: layers.GlobalMaxPooling2D(keepdims=True, **WIDE), [(2, 5, 6, 4)], False),
     "GlobalAveragePooling1D": (lambda: layers.GlobalAveragePooling1D(**WIDE), [(2, 5, 4)], False),
