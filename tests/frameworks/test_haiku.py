@@ -186,7 +186,6 @@ STAY: dict[str, Case] = {
     "Linear": (lambda x: hk.Linear(3)(x), (2, 4)),
     "MLP": (lambda x: hk.nets.MLP([3, 2])(x), (2, 4)),
     "RMSNorm": (lambda x: hk.RMSNorm(-1)(x), (2, 3, 4)),
-    "BatchNorm, no training": (lambda x: hk.BatchNorm(True, True, 0.9)(x, False, test_local_stats=False), (2, 3, 5, 4)),
 }
 
 

@@ -201,7 +201,6 @@ OTHERS: dict[str, Any] = {
     "InstanceNorm": (lambda: nn.InstanceNorm(**WIDE), (2, 4, 5, 6), True),
     "GroupNorm, one each": (lambda: nn.GroupNorm(6, **WIDE), (2, 4, 5, 6), True),
     "GroupNorm, several each": (lambda: nn.GroupNorm(3, **WIDE), (2, 4, 5, 6), False),
-    "nnx.BatchNorm": (lambda: nnx.BatchNorm(6, **WIDE, **R), (2, 4, 5, 6), True),
     "nnx.LayerNorm": (lambda: nnx.LayerNorm(6, **WIDE, **R), (2, 4, 6), True),
     "nnx.RMSNorm": (lambda: nnx.RMSNorm(6, **WIDE, **R), (2, 4, 6), True),
     "nnx.GroupNorm, several each": (lambda: nnx.GroupNorm(6, 3, **WIDE, **R), (2, 4, 5, 6), False),

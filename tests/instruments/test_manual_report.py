@@ -107,7 +107,7 @@ def test_a_report_has_a_norm_as_one_row() -> None:
         centred = x - x.mean((0, 1, 2), keepdims=True)
         return jax.nn.relu(centred * lax.rsqrt((centred * centred).mean((0, 1, 2)) + np.float32(1e-5)) * scale)
 
-    x, scale = random(2, 6, 6, 16, dtype=np.float32), random(1, 1, 1, 16, dtype=np.float32)
+    x, scale = (jnp.asarray(random(*shape, dtype=np.float32)) for shape in ((2, 6, 6, 16), (1, 1, 1, 16)))
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         (row,) = jaxconv.manual(f).report(x, scale).replaced
         (plain,) = jaxconv.manual(f, rules="autodiff").report(x, scale).replaced
