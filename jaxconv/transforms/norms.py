@@ -417,7 +417,8 @@ def _identity(v: Any) -> Place:
 
 
 def _is_floating(v: Any) -> bool:
-    return bool(jnp.issubdtype(getattr(v.aval, "dtype", None), jnp.floating))
+    dtype: Any = getattr(v.aval, "dtype", np.dtype(bool))
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _rounding(v: Any) -> float:
