@@ -270,7 +270,7 @@ def test_a_peer_that_fails_costs_only_its_own_column() -> None:
 
 def test_the_column_xla_is_compiled_without_the_engine() -> None:
     def formulations() -> set[str]:
-        return {c.formulation for c in jaxconv.plan((2, 6, 6, 8), (3, 3, 8, 8), platform="cpu")}
+        return {c.formulation for c in jaxconv.plan((2, 4, 6, 6, 8), (2, 3, 3, 8, 8), platform="cpu")}
 
     with rows.native(False):
         without = formulations()

@@ -7,9 +7,15 @@ Write the inputs that window p reads as one row of a matrix X, (n·p) × (k·c).
 a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan builds
 the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
-Measured: 1.3 to 3.4, for transposed layers 65 and 77. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at
-once 0.7, one product per tap 0.9, a plain convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis,
-32×1024, 64→64, 9 taps: 0.5, so `lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
+How many times as long `lax` takes depends on the CPU, and this is taken where it wins on both that are known. On 2
+cores of an AMD EPYC with AVX-512 (jax 0.10.2, float32, 2026-11-26, nothing beside): in three dimensions 1.5 to 7.2;
+unpadded, from 4 million patch elements on, 1.1 to 3.2, with fewer 0.7 to 1.2; of 1 to 3 inputs, 32 outputs and 128
+examples 2.1 to 2.8, but 0.6 to 0.9 of 6 or 8 outputs, and 1.2 to 0.6 of fewer examples. On an Intel Xeon the rows of
+these kinds take 2.4 to 3.4. Left to `lax`: padded layers (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5), with a stride (EPYC 0.9
+to 1.3, Xeon 1.4 and 2.2), transposed ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
+
+Tried on the Xeon on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap 0.9, a plain
+convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps: 0.5.
 
 Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group, at least one spatial axis.
 """
@@ -31,10 +37,10 @@ from jaxconv.windows import padded, tap_slice, taps
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21
 LEAST, MOST = 2**17, 2**20
-# A dw of more entries costs more to add up than the patches of a step cost to multiply. The only row with more is
-# "8×7², 512→512, 3/1", 2.4 million, but its X is whole: 1.4, EPYC 0.88; in steps it was 0.9, see above. In steps,
-# "8×56², 128→128, 3/2" has the most, 147 456: 2.2, EPYC 0.96. No row lies in between.
-LARGE = 2**20
+# Where this was faster on an Intel Xeon and on an AMD EPYC. Fewer patch elements than these are multiplied as fast by
+# `lax`; and of few inputs, batches as large make the convolution that `lax` computes a narrow one.
+MANY = 2**22
+FEW_INPUTS, BATCH, OUTPUTS = 4, 64, 32
 
 
 def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
@@ -90,13 +96,14 @@ def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
 
 
 def offers(call: Call) -> Iterator[Formulation]:
-    """Of one group with spatial axes; along a single one they do not pay."""
+    """Of one group with spatial axes."""
     geometry, inputs, outputs = call.geometry, call.inputs, call.outputs
     if call.map != "kernel_grad" or geometry.rank == 0 or geometry.groups > 1 or call.dilated:
         return
-    # Ten rows, and none below 1.3. EPYC: below 1 in four, "8×56², 64→64, 3/1" 0.71 and with dilation 2 0.69 the worst.
-    entries, why_not = outputs * inputs * math.prod(geometry.taps), ""
-    if geometry.rank > 1 and entries > LARGE and not whole(geometry, call.batch, inputs):
-        why_not = f"dw has {entries} > {LARGE} entries: adding it up step by step costs too much"
+    elements = call.batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs
+    around = geometry.stride == (1,) * geometry.rank and not any(sum(geometry.padding, ()))
+    narrow = inputs <= FEW_INPUTS and call.batch >= BATCH and outputs >= OUTPUTS
+    pays = geometry.rank > 2 or (geometry.rank == 2 and (narrow or (around and elements >= MANY)))
     why, holds = "gᵀ · X for the patches X of a few rows at a time", "a padded copy of x, and one step's patches"
-    yield Formulation("patches", kernel_grad, why, holds, geometry.rank > 1 and not why_not, why_not)
+    why_not = "" if pays else "products of patches are faster in three dimensions, unpadded, and of few inputs"
+    yield Formulation("patches", kernel_grad, why, holds, pays, why_not)

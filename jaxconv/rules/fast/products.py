@@ -134,7 +134,10 @@ def offers(call: Call) -> Iterator[Formulation]:
             why = "windows tile x: δ · Wᵀ is a reshaped dx"
             if one_tap and not gapless(call.geometry):
                 why = "one tap: δ · Wᵀ is what of dx it reads"
-            pays = one_group and (gapless(call.geometry) or one_tap)
+            # Gapless of one tap along one axis or three: EPYC 0.9 and 0.6.
+            pays = one_group and (
+                call.geometry.rank == 2 or not gapless(call.geometry) if one_tap else gapless(call.geometry)
+            )
             yield Formulation("product", input_grad, why, "dx once more", pays)
         case "kernel_grad":
             # All five of these rows: 3.0 to 9.3, EPYC 1.6 to 4.9.
