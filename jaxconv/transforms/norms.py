@@ -191,7 +191,7 @@ class _Reading:
         step = entry(_STEPS, eqn)
         # Sums of integers wrap around, and those of complex numbers are no norm's.
         exact = eqn.primitive in _COMPARISONS or eqn.primitive.name == "pvary" or all(map(_is_floating, eqn.outvars))
-        made = None if step is None or eqn.effects or not exact else step(self, eqn, operands)
+        made = None if step is None or not exact else step(self, eqn, operands)
         if made is None:
             made = [None] * len(eqn.outvars)
         made = [
