@@ -305,13 +305,15 @@ def test_a_batch_of_kernel_gradients_compiles_in_a_time_that_does_not_grow(count
     assert lines(count) == lines(4)
 
 
-def test_an_unpadded_layer_has_to_be_large_for_products_of_patches() -> None:
-    def formulation(n: int, **options: Any) -> str:
-        shapes = (n, 34, 34, 32), (3, 3, 32, 16)
+def test_products_of_patches_are_for_many_examples() -> None:
+    def formulation(n: int, inputs: int, outputs: int = 32, **options: Any) -> str:
+        shapes = (n, 18, 18, inputs), (3, 3, inputs, outputs)
         return jaxconv.plan(*shapes, platform="cpu", engine="xla", **options).kernel_grad.formulation
 
-    assert formulation(16, padding="VALID") == "patches"
-    assert {formulation(8, padding="VALID"), formulation(16), formulation(32, padding="VALID", stride=2)} == {"lax"}
+    bare = {"padding": "VALID"}
+    assert {formulation(64, 3), formulation(64, 32, **bare), formulation(64, 3, stride=2)} == {"patches"}
+    few = formulation(63, 3), formulation(63, 64, **bare), formulation(64, 3, 31), formulation(64, 5, **bare)
+    assert {*few, formulation(64, 32), formulation(64, 32, **bare, stride=2)} == {"lax"}
 
 
 def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:

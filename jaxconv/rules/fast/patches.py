@@ -8,11 +8,14 @@ a product in which only the small axes survive. X is k times as large as x, so i
 the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
 How many times as long `lax` takes depends on the CPU, and this is taken where it wins on both that are known. On 2
-cores of an AMD EPYC with AVX-512 (jax 0.10.2, float32, 2026-11-26, nothing beside): in three dimensions 1.5 to 7.2;
-unpadded, from 4 million patch elements on, 1.1 to 3.2, with fewer 0.7 to 1.2; of 1 to 3 inputs, 32 outputs and 128
-examples 2.1 to 2.8, but 0.6 to 0.9 of 6 or 8 outputs, and 1.2 to 0.6 of fewer examples. On an Intel Xeon the rows of
-these kinds take 2.4 to 3.4. Left to `lax`: padded layers (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5), with a stride (EPYC 0.9
-to 1.3, Xeon 1.4 and 2.2), transposed ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
+cores of an AMD EPYC with AVX-512 (jax 0.10.2, float32, 2026-11-26, nothing beside): in three dimensions 1.5 to 7.2; of
+64 examples and more, unpadded with 4 million patch elements and more 1.4 to 3.4, of 1 to 3 inputs with 32 outputs and
+more 1.4 to 3.0, with memory in pages of 4 KiB and of 2 MiB. On an Intel Xeon the rows of these kinds take 2.4 to 3.4.
+
+Left to `lax`: unpadded layers of fewer examples (on the EPYC 2×126², 64→64 takes 2.5 in small pages, 0.7 in large
+ones), or with fewer elements (0.7 to 1.2); few inputs with 6 or 8 outputs (0.6 to 0.9) or fewer examples (0.6 to 1.2);
+padded layers (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5), those with a stride (EPYC 0.9 to 1.3, Xeon 1.4 and 2.2), transposed
+ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
 
 Tried on the Xeon on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap 0.9, a plain
 convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps: 0.5.
@@ -37,10 +40,9 @@ from jaxconv.windows import padded, tap_slice, taps
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21
 LEAST, MOST = 2**17, 2**20
-# Where this was faster on an Intel Xeon and on an AMD EPYC. Fewer patch elements than these are multiplied as fast by
-# `lax`; and of few inputs, batches as large make the convolution that `lax` computes a narrow one.
-MANY = 2**22
-FEW_INPUTS, BATCH, OUTPUTS = 4, 64, 32
+# Where this was faster on an Intel Xeon and on an AMD EPYC, in pages of either size: of so many examples and outputs,
+# if there are few inputs, or no padding and so many patch elements.
+BATCH, OUTPUTS, FEW_INPUTS, MANY = 64, 32, 4, 2**22
 
 
 def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
@@ -101,9 +103,13 @@ def offers(call: Call) -> Iterator[Formulation]:
     if call.map != "kernel_grad" or geometry.rank == 0 or geometry.groups > 1 or call.dilated:
         return
     elements = call.batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs
-    around = geometry.stride == (1,) * geometry.rank and not any(sum(geometry.padding, ()))
-    narrow = inputs <= FEW_INPUTS and call.batch >= BATCH and outputs >= OUTPUTS
-    pays = geometry.rank > 2 or (geometry.rank == 2 and (narrow or (around and elements >= MANY)))
+    bare = geometry.stride == (1,) * geometry.rank and not any(sum(geometry.padding, ()))
+    slow = inputs <= FEW_INPUTS or (bare and elements >= MANY)
+    pays = geometry.rank > 2 or (geometry.rank == 2 and call.batch >= BATCH and outputs >= OUTPUTS and slow)
     why, holds = "gᵀ · X for the patches X of a few rows at a time", "a padded copy of x, and one step's patches"
-    why_not = "" if pays else "products of patches are faster in three dimensions, unpadded, and of few inputs"
+    why_not = (
+        ""
+        if pays
+        else "products of patches are faster in three dimensions, and of many examples unpadded or of few inputs"
+    )
     yield Formulation("patches", kernel_grad, why, holds, pays, why_not)
