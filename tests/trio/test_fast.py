@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
 from jaxconv.rules import fast, textbook
-from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
+from jaxconv.rules.fast import blocks, choice, maps, patches, phases, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
 from tests.support.devices import cpu_mesh
@@ -57,6 +57,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patches: {"WHOLE": 0, "LEAST": 30, "MOST": 60},
         shifts: {"READS": 3, "TILE": 12, "UNROLLED": 2, "TERMS": 17, "TURNED_TERMS": 17},
         blocks: {"WIDTH": 6},
+        phases: {"MANY_TAPS": 4},
     }.items():
         for name, value in limits.items():
             monkeypatch.setattr(module, name, value)
