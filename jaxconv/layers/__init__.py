@@ -13,15 +13,21 @@ none. `apply` also takes
 
 Options are checked when a layer is built, shapes at `init`. A layer of your own is a `Layer(init, apply)`.
 
+What parameters start at is an option of every layer that has any: `kernel_init`, `bias_init`, `scale_init` take what
+`jax.nn.initializers` makes, a function `(key, shape, dtype) -> array` of yours, or a number. `summary(net, shape)` says
+what each layer costs.
+
 `kernels` holds the layers with a kernel, `norms` those that standardise, `plain` those without parameters, `networks`
-what puts layers together.
+what puts layers together; `summaries` what is said of them.
 """
 
 from jaxconv.layers.base import Layer, Params, Shape, State
+from jaxconv.layers.initial import Initializer
 from jaxconv.layers.kernels import Conv, ConvTranspose, Dense
 from jaxconv.layers.networks import residual, serial
 from jaxconv.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerScale, RMSNorm
 from jaxconv.layers.plain import Activation, AvgPool, Dropout, Flatten, GlobalAvgPool, LpPool, MaxPool, Pad
+from jaxconv.layers.summaries import Cost, Summary, summary
 
 __all__ = [
     "Activation",
@@ -29,11 +35,13 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "ConvTranspose",
+    "Cost",
     "Dense",
     "Dropout",
     "Flatten",
     "GlobalAvgPool",
     "GroupNorm",
+    "Initializer",
     "InstanceNorm",
     "Layer",
     "LayerNorm",
@@ -45,6 +53,8 @@ __all__ = [
     "RMSNorm",
     "Shape",
     "State",
+    "Summary",
     "residual",
     "serial",
+    "summary",
 ]
