@@ -15,13 +15,14 @@ Options are checked when a layer is built, shapes at `init`. A layer of your own
 
 What parameters start at is an option of every layer that has any: `kernel_init`, `bias_init`, `scale_init` take what
 `jax.nn.initializers` makes, a function `(key, shape, dtype) -> array` of yours, or a number. `summary(net, shape)` says
-what each layer costs.
+what each layer costs. `save(path, (params, state))` writes both to one file, which `load(path, (params, state))` reads.
 
 `kernels` holds the layers with a kernel, `norms` those that standardise, `plain` those without parameters, `networks`
-what puts layers together; `summaries` what is said of them.
+what puts layers together; `summaries` what is said of them, `files` what is kept of them.
 """
 
 from jaxconv.layers.base import Layer, Params, Shape, State
+from jaxconv.layers.files import load, save
 from jaxconv.layers.initial import Initializer
 from jaxconv.layers.kernels import Conv, ConvTranspose, Dense
 from jaxconv.layers.networks import residual, serial
@@ -54,7 +55,9 @@ __all__ = [
     "Shape",
     "State",
     "Summary",
+    "load",
     "residual",
+    "save",
     "serial",
     "summary",
 ]

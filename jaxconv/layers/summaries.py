@@ -65,7 +65,7 @@ class Summary:
         return {"shape": list(self.shape), "rules": self.rules, "total": self.total.to_dict()}
 
     def __str__(self) -> str:
-        lines = [(_TITLES[0], *_TITLES[1:])]
+        lines: list[tuple[str, ...]] = [_TITLES]
         for cost, depth in _walk(self.total.parts or (self.total,), 0):
             name = cost.layer.split("(")[0] if cost.parts else cost.layer
             lines.append(("  " * depth + name, *_cells(cost)))
