@@ -1,8 +1,9 @@
 """Parameters in a file: what `init` makes, in the format that the tools around JAX and PyTorch read.
 
-The format is safetensors, not npz: weights are passed around in it, and libraries of JAX, PyTorch and TensorFlow read it;
-it has bfloat16, which NumPy's has not; reading it runs no code. It is small enough to be written here without its own
-library: eight bytes with the length of a header, the header (JSON: dtype, shape and place of every array), the arrays.
+The format is safetensors, not npz: weights are passed around in it, and libraries of JAX, PyTorch and TensorFlow read
+it; it has bfloat16, which NumPy's has not; reading it runs no code. It is small enough to be written here without its
+own library: eight bytes with the length of a header, the header (JSON: dtype, shape and place of every array), and the
+arrays.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
       >>> from jaxconv import layers
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
       >>> layers.save(path, {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)})
-      >>> layers.load(path, like={"w": jnp.zeros((2, 3)), "b": jnp.zeros(4)})
+      >>> layers.load(path, like={"w": jnp.zeros((2, 3)), "b": jnp.zeros(4)})  # doctest: +ELLIPSIS
       Traceback (most recent call last):
       ...
       ValueError: load: .../weights.safetensors does not hold what `like` asks for:
