@@ -74,7 +74,8 @@ def prints(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [code for code in blocks("python") if "print(report)" not in code])
-def test_the_readme_prints_what_its_comments_say(code: str) -> None:
+def test_the_readme_prints_what_its_comments_say(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     promised = [
         line.split("# ", 1)[1]
         for line in code.splitlines()
