@@ -5,8 +5,8 @@
 Data, a model made of layers, an optimiser of optax, a compiled step, a loop, a checkpoint, the accuracy. What a longer
 run wants (flags, pictures, an end that loses nothing) is in `experiments.train`.
 
-Measured: 99.16 % of the 359 test images in 8 s, the start of Python and compilation included; 2 cores of an AMD EPYC, jax
-0.10.2, 2026-11-26.
+Measured: 99.16 % of the 359 test images in 8 s, the start of Python and compilation included; 99.15 % of MNIST's 10,000
+with "mnist" and three epochs. 2 cores of an AMD EPYC, jax 0.10.2, 2026-11-26.
 """
 
 import jax
