@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxconv import layers
 from jaxconv.layers import (
     BatchNorm,
     Conv,
@@ -132,6 +134,12 @@ STARTS: dict[str, tuple[Layer, dict[str, Any]]] = {
     "InstanceNorm": (InstanceNorm(scale_init=drawn, bias_init=drawn), {"scale": drawn, "bias": drawn}),
     "LayerScale": (LayerScale(drawn), {"scale": drawn}),
 }
+
+
+def test_every_layer_that_takes_an_initialiser_is_covered() -> None:
+    functions = {name: value for name in layers.__all__ if inspect.isfunction(value := getattr(layers, name))}
+    taking = {n for n, f in functions.items() if "init" in "".join(p for p in inspect.signature(f).parameters)}
+    assert taking == set(STARTS)
 
 
 @pytest.mark.parametrize("name", STARTS)
