@@ -3,7 +3,8 @@
     python -m experiments.speedrun                # ten seeds, on a GPU
     python -m experiments.speedrun --seeds 50
 
-Not measured on a GPU yet: what is known so far is that its loss falls, on a slice of the images and a CPU.
+Not measured on a GPU yet. On a CPU a small version (5,120 images, six epochs of batches of 256, widths 16, 32, 32; one
+seed) classifies 71.6 % of the first 1,000 test images.
 
 The goal is the field's: a mean of 94.0 % of the 10,000 test images over at least ten seeds, in as little time as
 possible, loading of data and compilation left out. The recipe is the field's, too (K. Jordan, 94 % on CIFAR-10 in 3.29
@@ -57,7 +58,7 @@ class Config:
     """Images a step."""
     learning_rate: float = 0.24
     """Of Muon, for the kernels of convolutions: how far, of its own length, a kernel turns in a step; falls to 0."""
-    rate_of_others: float = 0.02
+    rate_of_others: float = 0.05
     """Of Adam, for biases, norms and the last layer; falls to 0."""
     momentum: float = 0.6
     """Of Muon."""
