@@ -30,6 +30,7 @@ PUBLIC = sorted(name for name in jaxconv.__all__ if not inspect.ismodule(getattr
 DOCUMENTED = {
     **{name: getattr(jaxconv, name) for name in PUBLIC},
     **{f"binding.{name}": getattr(jaxconv.binding, name) for name in jaxconv.binding.__all__},
+    **{f"sharded.{name}": getattr(jaxconv.sharded, name) for name in jaxconv.sharded.__all__},
 }
 
 
