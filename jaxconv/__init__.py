@@ -21,7 +21,7 @@ from jaxconv import layers, models, rules
 from jaxconv.comparison import compare
 from jaxconv.explanation import explain
 from jaxconv.gradcheck import check
-from jaxconv.ops import binding
+from jaxconv.ops import binding, sharded
 from jaxconv.ops.activation import elu, gelu, leaky_relu, relu, relu6, sigmoid, silu, softplus, tanh
 from jaxconv.ops.batch_norm import batch_norm
 from jaxconv.ops.conv import conv, conv_bias_grad, conv_input_grad, conv_kernel_grad
@@ -87,6 +87,7 @@ __all__ = [
     "relu6",
     "rms_norm",
     "rules",
+    "sharded",
     "sigmoid",
     "silu",
     "softmax_cross_entropy",

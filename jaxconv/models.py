@@ -52,7 +52,7 @@ def lenet5(classes: int = 10) -> Layer:
 
 def _conv_bn(features: int, taps: int, *, scale: float = 1.0, **options: Any) -> list[Layer]:
     """A convolution whose bias is the batch norm's."""
-    return [Conv(features, taps, bias=False, **options), BatchNorm(scale=scale)]
+    return [Conv(features, taps, bias=False, **options), BatchNorm(scale_init=scale)]
 
 
 def vgg(classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> Layer:

@@ -76,7 +76,8 @@ def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
+def axis_counts(axis: Axis, counted: tuple[int, int]) -> np.ndarray:
+    """How many elements each window of one axis averages over, those of the padding `counted` included."""
     positions = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.k) * axis.dilation - axis.lo
     lo, hi = counted
     return ((positions >= -lo) & (positions < axis.n + hi)).sum(1)
@@ -86,7 +87,7 @@ def window_counts(geometry: Geometry, counted: tuple[tuple[int, int], ...]) -> n
     """How many elements each window averages over, those of the padding `counted` included; to broadcast against y."""
     count = np.ones((1,) * (geometry.rank + 2))
     for axis, n, pair in zip(geometry.layout.y[2:], geometry.axes, counted, strict=True):
-        count = count * along(_axis_counts(n, pair), axis, count.ndim)
+        count = count * along(axis_counts(n, pair), axis, count.ndim)
     return count
 
 

@@ -34,7 +34,7 @@ from rich.console import Console
 
 from experiments.benchmark.race import Budget
 from experiments.benchmark.report import header, line, picture, summary, summary_lines
-from experiments.benchmark.rows import REFERENCE, ROWS, Row, Setting, installed, measure, table
+from experiments.benchmark.rows import REFERENCE, TABLES, Row, Setting, installed, measure
 from experiments.config import UsageError
 from experiments.files import as_json, write_atomically
 from experiments.machine import machine
@@ -51,6 +51,8 @@ class Options:
 
     filter: str = ""
     """Only rows whose name matches this regular expression; × may be written x, ² ^2 and → ->."""
+    table: Literal["main", "networks"] = "main"
+    """Which rows there are: a few layers of every kind, pools and training steps, or the layers of known networks."""
     engine: Literal["auto", "xla", "onednn"] = "auto"
     """Who computes jaxconv's convolutions; pools, dense layers and whole networks choose for themselves."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -96,6 +98,7 @@ def opened(options: Options) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
         "machine": machine("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
         | {VARIABLE: os.environ.get(VARIABLE)},
+        "table": options.table,
         "dtype": options.dtype,
         "engine": options.engine,
         "batch": options.batch,
@@ -120,7 +123,14 @@ def opened(options: Options) -> dict[str, Any]:
 
 def _setting(report: dict[str, Any]) -> Any:
     machine = {name: value for name, value in report["machine"].items() if name != "date"}
-    return machine, report["dtype"], report["engine"], report.get("batch", 1), report["quick"]
+    return (
+        machine,
+        report.get("table", "main"),
+        report["dtype"],
+        report["engine"],
+        report.get("batch", 1),
+        report["quick"],
+    )
 
 
 def put(report: dict[str, Any], every: tuple[Row, ...], row: dict[str, Any]) -> None:
@@ -137,7 +147,7 @@ def write(report: dict[str, Any], path: Path) -> None:
 
 def run(options: Options, console: Console, stop: Callable[[], None] = lambda: None) -> int:
     """Measure what the options say; `stop` is called between rows, and may raise."""
-    every = ROWS if options.batch == 1 else table(options.batch)
+    every = TABLES[options.table](options.batch)
     rows, columns = chosen(options.filter, every), peers(options.columns)
     if options.list:
         for row in rows:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jaxconv
 from experiments.benchmark import maps
 from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
+from experiments.benchmark.networks import NETWORKS
 from experiments.benchmark.race import Budget, Contestant, agree, contestant, race, ratios, spread
 from experiments.benchmark.steps import PER_EXAMPLE, RATES, STEPS, Network, objective, per_example, training
 from jaxconv.engines.onednn import loading
@@ -81,7 +82,7 @@ def native(on: bool) -> Iterator[None]:
         yield
 
 
-def conv_row(layer: Conv, program: str) -> Row:
+def conv_row(layer: Conv, program: str, network: str = "") -> Row:
     def build(column: str, setting: Setting) -> dict[str, Contestant]:
         if column == "torch":
             from experiments.benchmark import peers_torch
@@ -98,7 +99,7 @@ def conv_row(layer: Conv, program: str) -> Row:
         arrays = (jnp.asarray(a, setting.dtype) for a in layer.arrays())
         return {"": contestant(maps.CONV_PROGRAMS[program](f), *arrays)}
 
-    return Row(f"{layer.name} {program}", "convolution", build)
+    return Row(f"{network}: {layer.name} {program}" if network else f"{layer.name} {program}", "convolution", build)
 
 
 def pool_row(layer: Pool, program: str) -> Row:
@@ -184,7 +185,17 @@ def table(batch: int = 1) -> tuple[Row, ...]:
     )
 
 
-ROWS = table()
+def network_table(batch: int = 1) -> tuple[Row, ...]:
+    """The rows of the layers of known networks."""
+    return tuple(
+        conv_row(dataclasses.replace(layer, n=layer.n * batch), program, network)
+        for network, layers in NETWORKS.items()
+        for layer in layers
+        for program in maps.CONV_PROGRAMS
+    )
+
+
+TABLES: dict[str, Callable[[int], tuple[Row, ...]]] = {"main": table, "networks": network_table}
 
 
 def line_up(row: Row, setting: Setting, peers: tuple[str, ...]) -> tuple[dict[str, Contestant], dict[str, str]]:

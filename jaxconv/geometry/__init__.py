@@ -1,4 +1,7 @@
-"""Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote."""
+"""Static shape algebra, integers only: `algebra` holds the sizes, `resolve` validates what a caller wrote.
+
+`shards` is about axes that are split over devices.
+"""
 
 from jaxconv.geometry.algebra import (
     INDICES,
@@ -26,15 +29,18 @@ from jaxconv.geometry.resolve import (
     spatial_rank,
     window_geometry,
 )
+from jaxconv.geometry.shards import Halo, check_split, pieces, shard_geometry
 
 __all__ = [
     "INDICES",
     "LAYOUTS",
     "Axis",
     "Geometry",
+    "Halo",
     "Layout",
     "channels_last_order",
     "check_layout",
+    "check_split",
     "conv_geometry",
     "conv_transpose_geometry",
     "hung_over",
@@ -43,9 +49,11 @@ __all__ = [
     "largest_divisor",
     "names",
     "per_axis",
+    "pieces",
     "placed",
     "resolve_padding",
     "same_rank",
+    "shard_geometry",
     "sizes",
     "spatial_rank",
     "taps_first_order",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,16 +10,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from jaxconv import primitives
 from jaxconv.geometry import Axis
 from jaxconv.gradcheck import suspects
-from jaxconv.gradcheck.problem import wide
+from jaxconv.gradcheck.problem import Problem, wide
 from jaxconv.gradcheck.report import Evidence, in_bounds
 from jaxconv.gradcheck.trial import Trial, finding_of
 from jaxconv.gradcheck.yardstick import CONVENTION, Arrays, all_alike, along, magnitude
-from jaxconv.transforms.program import equations
+from jaxconv.transforms.program import contains, equations
 
 # Equations that choose by comparing floats: at a tie, or at the number compared with, the gradient may jump.
 _CHOICES = {
@@ -40,9 +39,9 @@ def ties(t: Trial) -> Evidence:
     kinks, whose jumps may cancel in the sum of all.
     """
     name, skipped = "ties", "f makes no choice that rounded arguments could tie"
-    if not any(_chooses(eqn) for eqn in _spelt_out(t.problem.jaxpr)):
+    if not any(_chooses(eqn) for eqn in _spelt_out(t.problem)):
         return Evidence(name, "skipped", skipped)
-    if any(map(_asks_floats, _spelt_out(t.problem.jaxpr))):
+    if any(map(_asks_floats, _spelt_out(t.problem))):
         return Evidence(name, "skipped", "f has a loop that may not end at rounded arguments")
     point = _rounded(t)
     if point is None:
@@ -77,14 +76,11 @@ def ties(t: Trial) -> Evidence:
     return Evidence(name, "wrong" if findings else "ok", about, worst, tuple(findings[:3]))
 
 
-def _spelt_out(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+def _spelt_out(problem: Problem) -> Iterator[JaxprEqn]:
     """Every equation, and those of the plain form of a primitive of this library's, which may hide a choice."""
-    for eqn in equations(jaxpr):
-        yield eqn
-        if eqn.primitive in primitives.PLAIN:
-            plain = functools.partial(primitives.plainly, eqn.primitive, **eqn.params)
-            operands = [jax.ShapeDtypeStruct(cast(Any, v.aval).shape, cast(Any, v.aval).dtype) for v in eqn.invars]
-            yield from equations(jax.make_jaxpr(plain)(*operands).jaxpr)
+    yield from equations(problem.jaxpr)
+    if contains(problem.jaxpr, lambda eqn: eqn.primitive in primitives.PLAIN):
+        yield from equations(jax.make_jaxpr(problem.plain)(problem.xs).jaxpr)
 
 
 def _chooses(eqn: JaxprEqn) -> bool:
@@ -129,9 +125,9 @@ def _keeping(t: Trial, xs: Arrays) -> Iterator[tuple[str, int, Arrays]]:
 def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
     """What of f was not put to the test at these arguments."""
     tied = next((e for e in evidence if e.name == "ties"), None)
-    if tied is not None and tied.verdict == "skipped" and any(map(_chooses, _spelt_out(t.problem.jaxpr))):
+    if tied is not None and tied.verdict == "skipped" and any(map(_chooses, _spelt_out(t.problem))):
         yield f"ties and zeros, where the gradient may jump: {tied.about}."
-    strided = _remainders(t.problem.jaxpr)
+    strided = _remainders(t.problem)
     if strided and not any(strided):
         yield "a stride that leaves a remainder: each one here divides what it strides over; other sizes leave one."
     for path, x, hidden in zip(t.problem.paths, t.xs, t.yardstick.uncertain, strict=True):
@@ -142,9 +138,9 @@ def untried(t: Trial, evidence: Sequence[Evidence]) -> Iterator[str]:
             yield f"a factor on {path}'s gradient, which is 0 here."
 
 
-def _remainders(jaxpr: Jaxpr) -> list[int]:
+def _remainders(problem: Problem) -> list[int]:
     """For each axis that is strided over, how many elements no window reads."""
-    axes = (axis for eqn in _spelt_out(jaxpr) for axis in _axes(eqn))
+    axes = (axis for eqn in _spelt_out(problem) for axis in _axes(eqn))
     return [axis.unread for axis in axes if axis.stride > 1 and axis.out]
 
 

@@ -13,15 +13,22 @@ none. `apply` also takes
 
 Options are checked when a layer is built, shapes at `init`. A layer of your own is a `Layer(init, apply)`.
 
+What parameters start at is an option of every layer that has any: `kernel_init`, `bias_init`, `scale_init` take what
+`jax.nn.initializers` makes, a function `(key, shape, dtype) -> array` of yours, or a number. `summary(net, shape)` says
+what each layer costs. `save(path, (params, state))` writes both to one file, which `load(path, (params, state))` reads.
+
 `kernels` holds the layers with a kernel, `norms` those that standardise, `plain` those without parameters, `networks`
-what puts layers together.
+what puts layers together; `summaries` what is said of them, `files` what is kept of them.
 """
 
 from jaxconv.layers.base import Layer, Params, Shape, State
+from jaxconv.layers.files import load, save
+from jaxconv.layers.initial import Initializer
 from jaxconv.layers.kernels import Conv, ConvTranspose, Dense
 from jaxconv.layers.networks import residual, serial
 from jaxconv.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerScale, RMSNorm
 from jaxconv.layers.plain import Activation, AvgPool, Dropout, Flatten, GlobalAvgPool, LpPool, MaxPool, Pad
+from jaxconv.layers.summaries import Cost, Summary, summary
 
 __all__ = [
     "Activation",
@@ -29,11 +36,13 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "ConvTranspose",
+    "Cost",
     "Dense",
     "Dropout",
     "Flatten",
     "GlobalAvgPool",
     "GroupNorm",
+    "Initializer",
     "InstanceNorm",
     "Layer",
     "LayerNorm",
@@ -45,6 +54,10 @@ __all__ = [
     "RMSNorm",
     "Shape",
     "State",
+    "Summary",
+    "load",
     "residual",
+    "save",
     "serial",
+    "summary",
 ]

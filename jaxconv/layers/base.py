@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,31 @@ from jaxconv.geometry import integer, per_axis, resolve_padding
 Params = Any
 State = Any
 Shape = tuple[int, ...]
+P = ParamSpec("P")
+
+
+class Origin:
+    """The call that built a layer: what it is called, and how to build it again, of other parts."""
+
+    def __init__(self, build: Callable[..., Layer], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self.build, self.args, self.options = build, args, options
+
+    @property
+    def parts(self) -> list[Layer]:
+        """The layers that it is made of, as they were given."""
+        return [a for a in (*self.args, *self.options.values()) if isinstance(a, Layer)]
+
+    def again(self, change: Callable[[Layer], Layer]) -> Layer:
+        """The same of changed parts."""
+
+        def changed(a: Any) -> Any:
+            return change(a) if isinstance(a, Layer) else a
+
+        return self.build(*map(changed, self.args), **{name: changed(a) for name, a in self.options.items()})
 
 
 class Layer(NamedTuple):
-    """A pair of pure functions; see the module's head for their contract.
+    """A pair of pure functions; see the module's head for their contract. Printed, it is the call that built it.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -27,10 +50,43 @@ class Layer(NamedTuple):
       >>> y, state = net.apply(params, state, jnp.ones((4, 8, 8, 1)), rules="rotated", dtype=jnp.bfloat16)
       >>> shape, y.shape, y.dtype
       ((1, 10), (4, 10), dtype(bfloat16))
+      >>> net
+      serial(Conv(8, 3), Activation(relu), Flatten(), Dense(10))
     """
 
     init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]]
     apply: Callable[..., tuple[jax.Array, State]]
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        if self.origin is None:
+            return f"Layer({_word(self.init)}, {_word(self.apply)})"
+        known = inspect.signature(self.origin.build).parameters
+        said = {name: value for name, value in self.origin.options.items() if not _same(value, known[name].default)}
+        words = [*map(_word, self.origin.args), *(f"{name}={_word(value)}" for name, value in said.items())]
+        return f"{self.origin.build.__name__}({', '.join(words)})"
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether an option says what it would be anyway."""
+    return type(value) is type(default) and bool(value == default)
+
+
+def _word(value: Any) -> str:
+    """A value as its user wrote it, about."""
+    if isinstance(value, functools.partial):
+        return _word(value.func)
+    return getattr(value, "__name__", repr(value))
+
+
+def built(build: Callable[P, Layer]) -> Callable[P, Layer]:
+    """A function that builds layers, whose layers know how they were built."""
+
+    @functools.wraps(build)
+    def call(*args: P.args, **options: P.kwargs) -> Layer:
+        return build(*args, **options)._replace(origin=Origin(call, args, options))
+
+    return call
 
 
 def on_host() -> bool:
@@ -78,6 +134,13 @@ def converted(x: Any, dtype: Any) -> jax.Array:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"apply: dtype must be floating, such as jnp.bfloat16, but is {dtype!r}.")
     return jnp.asarray(x, dtype)
+
+
+def check_layer(function: str, name: str, value: Any) -> None:
+    """A layer, or what to make of a function."""
+    if not isinstance(value, Layer):
+        remedy = " A function goes in an Activation." if callable(value) else ""
+        raise TypeError(f"{function}: {name} must be a Layer, but is {value!r}.{remedy}")
 
 
 def check_windows(function: str, padding: Any, **options: tuple[Any, int]) -> None:

@@ -1,4 +1,8 @@
-"""Layers with a kernel."""
+"""Layers with a kernel.
+
+`kernel_init` and `bias_init` are initialisers, such as those of `jax.nn.initializers`, or numbers. By default a kernel
+is He's and a bias 0.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,14 @@ from jaxconv.layers.base import (
     Params,
     Shape,
     State,
+    built,
     check_features,
     check_large_enough,
     check_windows,
-    constant,
     layer,
     on_host,
 )
+from jaxconv.layers.initial import Initializer, check_initial, start
 from jaxconv.ops.arguments import boolean, check_groups
 from jaxconv.ops.conv import conv
 from jaxconv.ops.conv_transpose import conv_transpose
@@ -54,14 +59,35 @@ def _partitionable(key: jax.Array) -> bool:
     return partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
 
 
-def _parameters(key: jax.Array, kernel: Shape, fan_in: int, features: int, bias: bool) -> Params:
-    """He et al. (2015): variance 2 / fan_in keeps the scale of activations through a ReLU. A bias starts at 0."""
+def _initial(function: str, kernel_init: Any, bias: Any, bias_init: Any) -> tuple[Initializer | None, ...]:
+    """What kernel and bias start at. None is He's kernel, and no bias."""
+    kernel_init = None if kernel_init is None else check_initial(function, "kernel_init", kernel_init)
+    bias_init = check_initial(function, "bias_init", bias_init)
+    if boolean(function, "bias", bias):
+        return kernel_init, bias_init
+    if bias_init != 0.0:
+        raise ValueError(f"{function}: bias_init says what a bias starts at, but bias=False: there is none.")
+    return kernel_init, None
+
+
+def _parameters(
+    function: str, key: jax.Array, kernel: Shape, fan_in: int, features: int, initial: Sequence[Initializer | None]
+) -> Params:
+    """He et al. (2015): variance 2 / fan_in keeps the scale of activations through a ReLU."""
     if fan_in == 0:
         raise ValueError(f"init: a layer needs at least one input to each output, but its kernel has shape {kernel}.")
-    params = {"w": normal(key, kernel, math.sqrt(2 / fan_in))}
-    return {**params, "b": constant(features, 0)} if bias else params
+
+    def he(key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return normal(key, shape, math.sqrt(2 / fan_in))
+
+    kernel_init, bias_init = initial
+    asked = {"kernel_init": (he if kernel_init is None else kernel_init, kernel)}
+    if bias_init is not None:
+        asked["bias_init"] = (bias_init, (features,))
+    return dict(zip("wb", start(function, key, **asked).values(), strict=False))
 
 
+@built
 def Conv(
     features: int,
     taps: int | Sequence[int],
@@ -71,11 +97,13 @@ def Conv(
     dilation: int | Sequence[int] = 1,
     groups: int | None = 1,
     bias: bool = True,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer = 0.0,
 ) -> Layer:
-    """`jaxconv.conv` in NHWC with a He-initialised kernel. `groups=None` is depthwise: a group per channel."""
+    """`jaxconv.conv` in NHWC. `groups=None` is depthwise: a group per channel."""
     check_features("Conv", features, 1 if groups is None else groups)
     check_windows("Conv", padding, taps=(taps, 1), stride=(stride, 1), dilation=(dilation, 1))
-    bias = boolean("Conv", "bias", bias)
+    initial = _initial("Conv", kernel_init, bias, bias_init)
 
     def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
         *_, channels = shape
@@ -84,7 +112,7 @@ def Conv(
         kernel = (*size, check_groups("Conv", "x", channels, split), features)
         geometry = conv_geometry("Conv", shape, kernel, stride=stride, padding=padding, dilation=dilation, groups=split)
         check_large_enough("Conv", geometry.spatial, geometry.out)
-        params = _parameters(key, kernel, math.prod(kernel[:-1]), features, bias)
+        params = _parameters("Conv", key, kernel, math.prod(kernel[:-1]), features, initial)
         return params, {}, (shape[0], *geometry.out, features)
 
     def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
@@ -97,6 +125,7 @@ def Conv(
     return layer(init, compute)
 
 
+@built
 def ConvTranspose(
     features: int,
     taps: int | Sequence[int],
@@ -107,18 +136,21 @@ def ConvTranspose(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     bias: bool = True,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer = 0.0,
 ) -> Layer:
-    """`jaxconv.conv_transpose` in NHWC with a He-initialised kernel: a stride makes the image that much larger.
+    """`jaxconv.conv_transpose` in NHWC: a stride makes the image that much larger.
 
     The kernel, (*taps, features // groups, channels), is that of the convolution which this layer transposes. An output
-    is read by one in `stride` of the taps along each axis; that many inputs are its fan-in.
+    is read by one in `stride` of the taps along each axis; that many inputs are its fan-in. An initialiser that counts
+    them needs to know where they are: `he_normal(in_axis=-1, out_axis=-2)`.
     """
     check_features("ConvTranspose", features, groups)
     check_windows(
         "ConvTranspose", padding, taps=(taps, 1), stride=(stride, 1), output_padding=(output_padding, 0),
         dilation=(dilation, 1),
     )  # fmt: skip
-    bias = boolean("ConvTranspose", "bias", bias)
+    initial = _initial("ConvTranspose", kernel_init, bias, bias_init)
     options: dict[str, Any] = {
         "stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation, "groups": groups,
     }  # fmt: skip
@@ -131,7 +163,7 @@ def ConvTranspose(
         geometry = conv_transpose_geometry("ConvTranspose", shape, kernel, **options)
         check_large_enough("ConvTranspose", geometry.out, geometry.spatial)
         met = math.prod(-(-k // s) for k, s in zip(size, geometry.stride, strict=True))
-        params = _parameters(key, kernel, met * per_group, features, bias)
+        params = _parameters("ConvTranspose", key, kernel, met * per_group, features, initial)
         return params, {}, (shape[0], *geometry.spatial, features)
 
     def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:
@@ -140,13 +172,16 @@ def ConvTranspose(
     return layer(init, compute)
 
 
-def Dense(features: int, *, bias: bool = True) -> Layer:
-    """`jaxconv.dense` with a He-initialised kernel."""
+@built
+def Dense(
+    features: int, *, bias: bool = True, kernel_init: Initializer | None = None, bias_init: Initializer = 0.0
+) -> Layer:
+    """`jaxconv.dense`."""
     check_features("Dense", features)
-    bias = boolean("Dense", "bias", bias)
+    initial = _initial("Dense", kernel_init, bias, bias_init)
 
     def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
-        params = _parameters(key, (shape[-1], features), shape[-1], features, bias)
+        params = _parameters("Dense", key, (shape[-1], features), shape[-1], features, initial)
         return params, {}, (*shape[:-1], features)
 
     def compute(params: Params, state: State, x: jax.Array, *, rules: Any, **_: Any) -> tuple[jax.Array, State]:

@@ -6,19 +6,14 @@ from typing import Any
 
 import jax
 
-from jaxconv.layers.base import Layer, Params, Shape, State, converted
+from jaxconv.layers.base import Layer, Params, Shape, State, built, check_layer, converted
 
 
-def _check_layer(function: str, name: str, value: Any) -> None:
-    if not isinstance(value, Layer):
-        remedy = " A function goes in an Activation." if callable(value) else ""
-        raise TypeError(f"{function}: {name} must be a Layer, but is {value!r}.{remedy}")
-
-
+@built
 def serial(*layers: Layer) -> Layer:
     """One layer after the other; params and state are lists."""
     for i, layer in enumerate(layers):
-        _check_layer("serial", f"layers[{i}]", layer)
+        check_layer("serial", f"layers[{i}]", layer)
 
     def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
         params, state = [], []
@@ -41,11 +36,12 @@ def serial(*layers: Layer) -> Layer:
     return Layer(init, apply)
 
 
+@built
 def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
     """body(x) + shortcut(x); without a shortcut, + x. δ goes down both ways and adds up."""
     branches = {"body": body, **({} if shortcut is None else {"shortcut": shortcut})}
     for name, branch in branches.items():
-        _check_layer("residual", name, branch)
+        check_layer("residual", name, branch)
 
     def init(key: jax.Array, shape: Shape) -> tuple[Params, State, Shape]:
         made = {name: b.init(jax.random.fold_in(key, i), shape) for i, (name, b) in enumerate(branches.items())}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxconv.layers.base import Layer, Params, Shape, State, check_large_enough, check_windows, layer
+from jaxconv.layers.base import Layer, Params, Shape, State, built, check_large_enough, check_windows, layer
 from jaxconv.ops.arguments import boolean
 from jaxconv.ops.dropout import check_rate, dropout
 from jaxconv.ops.max_pool import max_pool
@@ -33,6 +33,7 @@ def _plain(function: Callable[..., jax.Array], check: Callable[[Shape, Any], Non
     return layer(init, compute)
 
 
+@built
 def Activation(function: Callable[..., jax.Array]) -> Layer:
     """An elementwise function. One that takes `rules`, as this library's do, gets the network's."""
     if not callable(function):
@@ -74,6 +75,7 @@ def _pool(name: str, op: Callable[..., Any], window: Any, stride: Any, padding: 
     return _windowed(name, lambda x, rules: op(x, window, rules=rules, **options))
 
 
+@built
 def MaxPool(
     window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
 ) -> Layer:
@@ -81,6 +83,7 @@ def MaxPool(
     return _pool("MaxPool", max_pool, window, stride, padding, ceil_mode)
 
 
+@built
 def AvgPool(
     window: int | Sequence[int], *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
 ) -> Layer:
@@ -88,6 +91,7 @@ def AvgPool(
     return _pool("AvgPool", avg_pool, window, stride, padding, ceil_mode)
 
 
+@built
 def LpPool(
     window: int | Sequence[int], p: float, *, stride: Any = None, padding: Any = "VALID", ceil_mode: bool = False
 ) -> Layer:
@@ -96,11 +100,13 @@ def LpPool(
     return _pool("LpPool", op, window, stride, padding, ceil_mode)
 
 
+@built
 def GlobalAvgPool() -> Layer:
     """`jaxconv.global_avg_pool`."""
     return _plain(global_avg_pool, lambda shape, out: None)
 
 
+@built
 def Pad(padding: int | Sequence[Any], *, mode: str = "zero") -> Layer:
     """`jaxconv.pad`: a border of zeros, or of the image's own elements; negative widths crop."""
     check_border("Pad", padding, mode)
@@ -108,11 +114,13 @@ def Pad(padding: int | Sequence[Any], *, mode: str = "zero") -> Layer:
     return _windowed("Pad", lambda x, rules: pad(x, padding, mode=mode, rules=rules))
 
 
+@built
 def Flatten() -> Layer:
     """All axes but the batch in one."""
     return _plain(lambda x, rules: x.reshape(x.shape[0], math.prod(x.shape[1:])), lambda shape, out: None)
 
 
+@built
 def Dropout(rate: float) -> Layer:
     """`jaxconv.dropout` in training, the identity otherwise."""
     rate = check_rate("Dropout", rate)

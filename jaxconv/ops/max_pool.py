@@ -15,10 +15,10 @@ from jax.typing import ArrayLike
 
 from jaxconv import forward, primitives
 from jaxconv.engines.onednn.windows import window as native
-from jaxconv.geometry import Geometry, check_layout, hung_over, per_axis, spatial_rank, window_geometry
+from jaxconv.geometry import Geometry, check_layout, per_axis, spatial_rank
 from jaxconv.ops.arguments import Rules, boolean, check_rules, floating, integer_array, known
 from jaxconv.ops.binding import Derivative, apply, linear
-from jaxconv.ops.pool import pool_geometry
+from jaxconv.ops.pool import pool_geometry, pool_windows
 from jaxconv.windows import along, at_tap, from_tiles, padded, per_tile, tap_shape, tap_slice, taps, tiles, widened
 
 
@@ -71,27 +71,27 @@ def _maximum(x: jax.Array, static: Geometry) -> tuple[jax.Array]:
     return (forward.max_pool(x, static),)
 
 
-_at_winner = primitives.linear_pair(
+AT_WINNER = primitives.linear_pair(
     "take_winner", _take, _put, native=(functools.partial(native, "take"), functools.partial(native, "put"))
 )
-_remembered = primitives.kernel("remember_winner", _remember, functools.partial(native, "remember"))
+REMEMBERED = primitives.kernel("remember_winner", _remember, functools.partial(native, "remember"))
 _largest = primitives.kernel("max_pool", _maximum, functools.partial(native, "maximum"))
 
 
 def _max_pool_forward(static: Geometry, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y, winner = _remembered(x, static=static)
+    y, winner = REMEMBERED(x, static=static)
     return y, winner
 
 
 def _max_pool_tangent(static: Geometry, winner: jax.Array, t: jax.Array) -> jax.Array:
-    return _at_winner.apply(t, winner, static=static)
+    return AT_WINNER.apply(t, winner, static=static)
 
 
 MAX_POOL = Derivative(
     primal=lambda static, x: forward.max_pool(x, static),
     forward=_max_pool_forward,
     tangent=_max_pool_tangent,
-    cotangent=lambda static, winner, g: (_at_winner.transpose(g, winner, static=static),),
+    cotangent=lambda static, winner, g: (AT_WINNER.transpose(g, winner, static=static),),
     value=lambda static, x: _largest(x, static=static)[0],
 )
 
@@ -160,7 +160,7 @@ def max_pool(
     y = apply(rules, MAX_POOL, geometry, z)
     if not return_indices:
         return y
-    _, winner = _remembered(lax.stop_gradient(z), static=geometry)
+    _, winner = REMEMBERED(lax.stop_gradient(z), static=geometry)
     return y, _positions(winner, geometry)
 
 
@@ -270,11 +270,7 @@ def max_unpool(
     layout = check_layout(function, layout)
     rank = spatial_rank(function, "y", y.shape, layout)
     spatial = per_axis(function, "spatial_shape", spatial_shape, rank, 0)
-    geometry = window_geometry(
-        function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
-        layout=layout,
-    )  # fmt: skip
-    geometry = hung_over(function, geometry, boolean(function, "ceil_mode", ceil_mode))
+    geometry, _ = pool_windows(function, spatial, window, stride, padding, dilation, ceil_mode, layout)
     place = geometry.layout.y
     expected = geometry.y_shape(y.shape[place[0]], y.shape[place[1]])
     for name, shape in (("y", y.shape), ("indices", indices.shape)):
@@ -291,4 +287,4 @@ def max_unpool(
     for number, tap in enumerate(every):
         flat, real = _tap_positions(geometry, tap)
         winner = jnp.where((indices == flat.astype(indices.dtype)) & real, jnp.asarray(number, winner.dtype), winner)
-    return linear(rules, _at_winner.transposed, geometry, y, winner)
+    return linear(rules, AT_WINNER.transposed, geometry, y, winner)

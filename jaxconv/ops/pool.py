@@ -127,14 +127,20 @@ def pool_geometry(
     """Validate what all pools share; x as an array, the geometry of its windows, and the padding that was asked for."""
     x = floating(function, "x", x)
     layout = check_layout(function, layout)
-    rank = spatial_rank(function, "x", x.shape, layout)
-    spatial = tuple(x.shape[axis] for axis in Layout.of(layout, rank).x[2:])
+    spatial = tuple(x.shape[axis] for axis in Layout.of(layout, spatial_rank(function, "x", x.shape, layout)).x[2:])
+    return x, *pool_windows(function, spatial, window, stride, padding, dilation, ceil_mode, layout)
+
+
+def pool_windows(
+    function: str, spatial: Sequence[int], window: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any,
+    layout: str,
+) -> tuple[Geometry, tuple[tuple[int, int], ...]]:  # fmt: skip
+    """The geometry of the windows of a pool over so many elements, and the padding that was asked for."""
     geometry = window_geometry(
         function, spatial, window, stride=window if stride is None else stride, padding=padding, dilation=dilation,
         layout=layout,
     )  # fmt: skip
-    ceil_mode = boolean(function, "ceil_mode", ceil_mode)
-    return x, hung_over(function, geometry, ceil_mode), geometry.padding
+    return hung_over(function, geometry, boolean(function, "ceil_mode", ceil_mode)), geometry.padding
 
 
 def check_power(function: str, p: Any) -> float:

@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv import forward, primitives
+from jaxconv.engines.onednn import loading
 from jaxconv.engines.onednn.norms import gradient
 from jaxconv.forward import inverse_root, mean
-from jaxconv.ops.arguments import floating, number, same_dtype
+from jaxconv.ops.arguments import Rules, floating, number, same_dtype
 from jaxconv.ops.binding import Derivative, apply
+from jaxconv.ops.plan import Choice
 from jaxconv.windows import accumulator, widened
 
 
@@ -173,6 +175,26 @@ _NORMALISE = Derivative(
 )
 
 
+# The same where somebody has computed μ and 1/σ of this very x
+
+
+def _at(_: Over, x: jax.Array, mu: jax.Array, inverse: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    return forward.affine(_normal(x, mu, inverse), scale, shift).astype(x.dtype)
+
+
+# The derivative of x is that of all there is of x, μ and 1/σ included, so that these two have none beside it.
+_NORMALISE_AT = Derivative(
+    primal=_at,
+    forward=lambda over, *operands: (_at(over, *operands), operands[:-1]),
+    tangent=lambda over, saved, dx, dmu, dinverse, *rest: _normalisation_tangent(over, saved, dx, *rest),
+    cotangent=lambda over, saved, g: _around_moments(*_normalisation.transpose(g, *saved, static=over)),
+)
+
+
+def _around_moments(dx: jax.Array, *rest: jax.Array) -> tuple[Any, ...]:
+    return dx, None, None, *rest
+
+
 # What the ops call
 
 
@@ -186,6 +208,43 @@ def normalise(x: jax.Array, over: Over, parameters: tuple[jax.Array, jax.Array] 
     if parameters is None or over.axis_name is not None:
         return affine(standardise(x, over, rules), parameters, rules)
     return apply(rules, _NORMALISE, over, x, *parameters)
+
+
+def normalise_at(
+    x: jax.Array, mu: jax.Array | None, inverse: jax.Array, scale: jax.Array | None, shift: jax.Array | None,
+    over: Over, rules: Any,
+) -> jax.Array:  # fmt: skip
+    """(x − μ) · inverse · scale + shift, where μ and inverse = 1/σ are those of x; all are shaped to broadcast.
+
+    None stands for what there is none of; where that is μ, nothing is centred.
+    """
+    mu = jnp.zeros_like(inverse) if mu is None else mu
+    scale, shift = _parameters(x, scale, shift)
+    return apply(rules, _NORMALISE_AT, over, x, *(widened(a) for a in (mu, inverse, scale, shift)))
+
+
+def _parameters(x: jax.Array, scale: Any, shift: Any) -> list[jax.Array]:
+    """Both of one shape; a missing one is its neutral element."""
+    if scale is None:
+        scale = jnp.ones([1] * (x.ndim - 1) + [x.shape[-1]], accumulator(x.dtype))
+    return jnp.broadcast_arrays(scale, jnp.zeros_like(scale) if shift is None else shift)
+
+
+def computed_by(
+    rules: Rules, over: Over, platform: str, x: Any, mu: Any, inverse: Any, scale: Any, shift: Any
+) -> dict[str, Choice]:
+    """What computes a normalisation and its gradient, as the lowering of its primitives chooses."""
+    if rules == "autodiff":
+        return dict.fromkeys(("norm", "gradient"), Choice("lax", "rules='autodiff': JAX differentiates it", "nothing"))
+    scale, _ = jax.eval_shape(_parameters, x, scale, shift)
+    taken: Any = loading.why_off() and f"the native engine is off: {loading.why_off()}"
+    taken = taken if platform == "cpu" else "the native engine computes on CPUs"
+    taken = taken or gradient(over.axes, over.centred, 0, x, x, mu, inverse, scale)
+    why = taken if isinstance(taken, str) else "one walk over memory for each of two passes"
+    return {
+        "norm": Choice("XLA", "forwards XLA is as fast as a kernel", "x and its moments"),
+        "gradient": Choice("XLA" if isinstance(taken, str) else "native", why, "nothing"),
+    }
 
 
 def affine(x: jax.Array, parameters: tuple[jax.Array, jax.Array] | None, rules: Any) -> jax.Array:

@@ -36,7 +36,7 @@ from jaxconv.primitives import batching  # noqa: F401  registers what it defines
 from jaxconv.primitives.define import PLAIN, plainly
 from jaxconv.primitives.kernel import kernel
 from jaxconv.primitives.linear import LinearPair, linear_pair
-from jaxconv.primitives.mesh import alike
+from jaxconv.primitives.mesh import alike, varying
 from jaxconv.primitives.reverse import reverse_only
 from jaxconv.primitives.several import SeveralPair, several_pair
 from jaxconv.primitives.trio import PRIMITIVES, bilinear
@@ -53,4 +53,5 @@ __all__ = [
     "plainly",
     "reverse_only",
     "several_pair",
+    "varying",
 ]

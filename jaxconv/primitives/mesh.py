@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 def alike(*operands: Any) -> list[Any]:
     """Operands marked as varying over the same axes of a `shard_map`; the transpose of the mark is a `psum`."""
-    varying = [_varying(jax.typeof(a)) for a in operands]
-    union = frozenset().union(*varying)
-    return [
-        lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
-        for a, own in zip(operands, varying, strict=True)
-    ]
+    union = frozenset().union(*(_varying(jax.typeof(a)) for a in operands))
+    return [varying(a, union) for a in operands]
+
+
+def varying(x: Any, names: Iterable[Any]) -> Any:
+    """x marked as varying over these axes too."""
+    missing = set(names) - _varying(jax.typeof(x))
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def bind(primitive: Primitive, spec: Callable[..., tuple[Any, ...]], *operands: Any, **static: Any) -> Any:

@@ -1,7 +1,7 @@
 """The rules of this library for a function that was written without them: the inverse of `automatic`.
 
-f is traced, and each of its equations for which a rule stands (`replacements`) is evaluated by the op of this library,
-here and in the programs that equations hold. All others are evaluated as they are.
+f is traced, and each of its equations for which a rule stands (`replacements`), a norm counting as one (`norms`), is
+evaluated by the op of this library, here and in the programs that equations hold. All others are evaluated as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jax.extend.source_info_util import reset_name_stack
 from jaxconv import primitives
 from jaxconv.ops.arguments import Rules, check_engine, check_kernel_rules
 from jaxconv.transforms import stateful
+from jaxconv.transforms.norms import grouped
 from jaxconv.transforms.program import bind, contains, interpret, parted, programs, retrace, within
 from jaxconv.transforms.replacements import TAKEN, Replacement, decisions, holds, in_lax, met, replaces
 from jaxconv.transforms.report import Report, report
@@ -29,11 +30,11 @@ from jaxconv.transforms.report import Report, report
 def manual(f: Callable[..., Any], *, rules: Rules = "fast", engine: str = "auto") -> Manual:
     """`f` with hand-written rules: `jax.grad(manual(f))` is f's gradient by the rules and engines of this library.
 
-    f is traced, and convolutions, pools and dense layers on more axes than two are evaluated by this library in `lax`'s
-    place, in library code that f calls too, and inside `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `vmap`,
-    `pmap` and `shard_map`. The values of f do not change, but for rounding. A function with a derivative of its own
-    (`custom_vjp`, `custom_jvp`) keeps it, and whatever no rule stands for is left exactly as it is; `manual(f).report`
-    says what became of what. Under `jit` nothing of this is left once f has been compiled.
+    f is traced, and convolutions, pools, norms and dense layers on more axes than two are evaluated by this library in
+    `lax`'s place, in library code that f calls too, and inside `jit`, `scan`, `while_loop`, `cond`, `checkpoint`,
+    `vmap`, `pmap` and `shard_map`. The values of f do not change, but for rounding. A function with a derivative of its
+    own (`custom_vjp`, `custom_jvp`) keeps it, and whatever no rule stands for is left exactly as it is;
+    `manual(f).report` says what became of what. Under `jit` nothing of this is left once f has been compiled.
 
     Take the gradient of what `manual` returns: of a gradient that JAX has taken already, only JAX's own is left.
 
@@ -203,7 +204,7 @@ def _read(rules: Rules, engine: str, closed: ClosedJaxpr, operands: Sequence[Any
             params = params | {"policy": functools.partial(_as_lax_is_asked, params["policy"])}
         return within(eqn, operands, params, read, retraced=functools.partial(_retraced, rules, engine))
 
-    return interpret(closed.jaxpr, closed.consts, operands, evaluate)
+    return interpret(grouped(closed.jaxpr), closed.consts, operands, evaluate)
 
 
 # What has been made of programs that JAX keeps, such as those of a `jit`, so that it also keeps what it compiles.
@@ -231,7 +232,10 @@ def _warning(jaxpr: Jaxpr, f: Manual) -> str:
     """Why the gradient of f's program is what it was; empty where it is not."""
     if replaces(jaxpr, before_gradients=True):
         return ""
-    what, why = "nothing in {} is replaced", "it has no convolution and no pool that a rule of this library stands for"
+    what, why = (
+        "nothing in {} is replaced",
+        "it has no convolution, pool or norm that a rule of this library stands for",
+    )
     left: dict[str, JaxprEqn] = {}
     for eqn, said, _ in met(jaxpr):
         if isinstance(said, str) and eqn.primitive != known.dot_general_p:
@@ -239,7 +243,7 @@ def _warning(jaxpr: Jaxpr, f: Manual) -> str:
     if TAKEN in left:
         what = "of {} only the forward pass is replaced" if replaces(jaxpr) else what
         why = (
-            "its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
+            "its convolutions, pools or norms belong to a gradient that JAX has taken already. Take it of what manual "
             "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))"
         )
     elif replaces(jaxpr):  # in a derivative of forward mode

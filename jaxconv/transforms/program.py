@@ -258,6 +258,30 @@ def bind(eqn: JaxprEqn, operands: Sequence[Any], params: dict[str, Any]) -> list
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
+# What is known of an equation
+
+
+def is_transposed(eqn: JaxprEqn) -> bool:
+    """Whether reverse mode made an equation."""
+    return "transpose" in _transformed(eqn)
+
+
+def is_differentiated(eqn: JaxprEqn) -> bool:
+    """Whether an equation is part of a derivative that JAX has taken already: of its forward pass, or of the rest."""
+    return not {"jvp", "transpose"}.isdisjoint(_transformed(eqn))
+
+
+def _transformed(eqn: JaxprEqn) -> set[str]:
+    """The transformations that an equation went through. A user's scopes are names in the same list."""
+    return {part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Transform"}
+
+
+def is_on_explicit_axes(v: Any) -> bool:
+    """Whether the type of an operand says how its axes are split."""
+    mesh = v.aval.sharding.mesh
+    return not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
 # The programs within
 
 

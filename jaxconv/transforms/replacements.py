@@ -7,8 +7,8 @@ they cannot disagree.
 
 What is not in the table stays as it is. The gradient of a product of two matrices is two such products, which is what
 JAX makes of it; but where the rows of one are several axes, as in a dense layer on images, JAX contracts all of them in
-the kernel's gradient, and XLA on a CPU copies x to do so. Activations are left on purpose: XLA computes their gradient
-together with what stands around them.
+the kernel's gradient, and XLA on a CPU copies x to do so. A norm is many equations, of which `norms` makes one first.
+Activations are left on purpose: XLA computes their gradient together with what stands around them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from jaxconv.ops import conv_general_dilated, reduce_window
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.dense import product, product_chosen
 from jaxconv.ops.plan import Choice
+from jaxconv.ops.standardise import Over, computed_by, normalise_at
 from jaxconv.rules import CONV
 from jaxconv.rules.fast import choice
 from jaxconv.transforms.automatic import ruled
-from jaxconv.transforms.program import equations, programs
+from jaxconv.transforms.norms import NORMALISATION, grouped
+from jaxconv.transforms.program import equations, is_differentiated, is_on_explicit_axes, is_transposed, programs
 
 # (rules, engine, *operands) -> results
 Compute = Callable[..., list[Any]]
@@ -81,21 +83,6 @@ OWN = "it has a derivative of its own, which stays"
 CLOSED = "manual does not read the programs that this equation holds"
 
 
-def is_transposed(eqn: JaxprEqn) -> bool:
-    """Whether reverse mode made an equation."""
-    return "transpose" in _transformed(eqn)
-
-
-def is_differentiated(eqn: JaxprEqn) -> bool:
-    """Whether an equation is part of a derivative that JAX has taken already: of its forward pass, or of the rest."""
-    return not {"jvp", "transpose"}.isdisjoint(_transformed(eqn))
-
-
-def _transformed(eqn: JaxprEqn) -> set[str]:
-    """The transformations that an equation went through. A user's scopes are names in the same list."""
-    return {part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Transform"}
-
-
 # Equations that run the programs they hold and no other: none brings a derivative of its own.
 _RUN = {
     *(known.jit_p, known.closed_call_p, known.remat_p),
@@ -105,9 +92,12 @@ _RUN = {
 
 
 def decisions(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Decision]]:
-    """What is said of each equation here that a rule of ours is about; not of those in the programs within."""
+    """What is said of each equation here that a rule of ours is about; not of those in the programs within.
+
+    A norm is one equation: those of `grouped`.
+    """
     fixed: set[Any] = set()
-    for eqn in jaxpr.eqns:
+    for eqn in grouped(jaxpr).eqns:
         constant = all(isinstance(v, Literal) or v in fixed for v in eqn.invars) and not eqn.effects
         if constant:
             fixed.update(eqn.outvars)
@@ -147,7 +137,7 @@ def _counts(eqn: JaxprEqn, before_gradients: bool) -> bool:
 def met(jaxpr: Jaxpr) -> Iterator[tuple[JaxprEqn, Replacement | str, tuple[tuple[str, int], ...]]]:
     """What is said of equations here and within; of one that is left whole also what would be replaced inside it."""
     said = {id(eqn): decision for eqn, decision in decisions(jaxpr)}
-    for eqn in jaxpr.eqns:
+    for eqn in grouped(jaxpr).eqns:
         if id(eqn) in said:
             yield eqn, said[id(eqn)], ()
         elif holds(eqn):
@@ -166,18 +156,11 @@ def _inside(eqn: JaxprEqn) -> Counter[str]:
     return Counter(e.primitive.name for e in within if isinstance(decide(e), Replacement))
 
 
-def _is_on_explicit_axes(eqn: JaxprEqn) -> bool:
-    """Whether the types of operands say how their axes are split."""
-    avals: list[Any] = [v.aval for v in eqn.invars]
-    meshes = [a.sharding.mesh for a in avals]
-    return any(not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types for mesh in meshes)
-
-
 def _convolution(eqn: JaxprEqn, x: Any) -> Decision:
     w: Any = eqn.invars[1].aval
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return choice.UNKNOWN
-    if eqn.params["batch_group_count"] > 1 and _is_on_explicit_axes(eqn):
+    if eqn.params["batch_group_count"] > 1 and any(map(is_on_explicit_axes, eqn.invars)):
         return MESH
 
     def compute(rules: Rules, engine: str, lhs: jax.Array, rhs: jax.Array) -> list[Any]:
@@ -210,7 +193,7 @@ def _pool(pool: _Pool, eqn: JaxprEqn, x: Any) -> Decision:
     found = reduce_window.windows(x, eqn.params)
     if isinstance(found, str):
         return found
-    if found.given != x.shape and _is_on_explicit_axes(eqn):
+    if found.given != x.shape and any(map(is_on_explicit_axes, eqn.invars)):
         return MESH
     if pool.kinds == reduce_window.MAXIMUM and np.isnan(np.asarray(-np.inf, x.dtype)):
         return f"{x.dtype} has no −∞ for padding to be"
@@ -239,7 +222,7 @@ def _product(eqn: JaxprEqn, x: Any) -> Decision:
         return "it is a product of two matrices, and its gradient two such products"
     if not all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return choice.UNKNOWN
-    if _is_on_explicit_axes(eqn):
+    if any(map(is_on_explicit_axes, eqn.invars)):
         return MESH
     precision, dtype = eqn.params["precision"], eqn.params["preferred_element_type"]
     outer, inner = x.shape[: x.ndim - depth], w.shape[depth:]
@@ -255,6 +238,20 @@ def _product(eqn: JaxprEqn, x: Any) -> Decision:
         return product_chosen(shape, rules, engine, platform, x.dtype, dtype or x.dtype)._asdict()
 
     return Replacement("dense", compute, plan)
+
+
+def _normalisation(eqn: JaxprEqn, x: Any) -> Decision:
+    norm = eqn.params["norm"]
+    over = Over(norm.axes, norm.eps, norm.centred)
+
+    def compute(rules: Rules, engine: str, *operands: jax.Array) -> list[Any]:
+        x, mu, inverse, scale, shift = norm.operands(*operands)
+        return [normalise_at(x, mu, inverse, scale, shift, over, rules)]
+
+    def plan(rules: Rules, engine: str, platform: str) -> dict[str, Choice]:
+        return computed_by(rules, over, platform, *jax.eval_shape(norm.operands, *(v.aval for v in eqn.invars)))
+
+    return Replacement(f"norm over axes {', '.join(map(str, norm.axes))}", compute, plan)
 
 
 def _generic(eqn: JaxprEqn, x: Any) -> Decision:
@@ -277,6 +274,7 @@ _TABLE: dict[Any, Callable[[JaxprEqn, Any], Decision]] = {
     known.reduce_window_min_p: functools.partial(_pool, _POOLS[known.min_p]),
     known.reduce_window_sum_p: functools.partial(_pool, _POOLS[known.add_p]),
     known.reduce_window_p: _generic,
+    NORMALISATION: _normalisation,
     known.select_and_scatter_add_p: lambda *_: TAKEN,
     known.select_and_gather_add_p: lambda *_: TAKEN,
 }

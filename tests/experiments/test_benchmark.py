@@ -23,12 +23,13 @@ from experiments import machine
 from experiments.benchmark import __main__ as command
 from experiments.benchmark import maps, report, rows
 from experiments.benchmark.layers import CONVS, POOLS, Conv, Pool
+from experiments.benchmark.networks import NETWORKS
 from experiments.benchmark.race import Budget, Contestant, Disagreement, agree, distance, race, ratios
-from experiments.benchmark.rows import ROWS, Row, Setting, conv_row, line_up, pool_row, step_row
+from experiments.benchmark.rows import Row, Setting, conv_row, line_up, pool_row, step_row
 from experiments.benchmark.steps import PER_EXAMPLE, STEPS, Network, objective
+from experiments.config import UsageError
 from experiments.files import as_json
 from experiments.stopping import StopSignal
-from experiments.train import UsageError
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 QUIET = Console(quiet=True)
@@ -56,7 +57,7 @@ def thorough(default: bool) -> Any:
 
 
 def test_the_table_has_the_rows_it_promises() -> None:
-    names = [row.name for row in ROWS]
+    names = [row.name for row in rows.table()]
     assert len(set(names)) == len(names)
     assert {"8×56², 64→64, 3/1 kernel_grad", "8×28², 256→256, 3/1, 32 groups input_grad"} <= set(names)
     assert {"8×56², 32, 3/1, depthwise forward", "max pool 3/2, 8×112²×64, SAME backward"} <= set(names)
@@ -64,6 +65,18 @@ def test_the_table_has_the_rows_it_promises() -> None:
     larger = [row.name for row in rows.table(16)]
     assert "128×56², 64→64, 3/1 kernel_grad" in larger and "ResNet-18, 512×32²×3 training step" in larger
     assert {layer.rank for layer in CONVS} == {0, 1, 2, 3}
+
+
+def test_the_table_of_networks_has_layers_of_every_kind() -> None:
+    names = [row.name for row in rows.network_table()]
+    layers = [layer for layers in NETWORKS.values() for layer in layers]
+    assert len(set(names)) == len(names) == 3 * len(layers) and len(layers) >= 60
+    assert {"LeNet-5: 128×14², 6→16, 5/1 kernel_grad", "DCGAN: 32×4², 512→256, 4/2, transposed forward"} <= set(names)
+    assert "LeNet-5: 256×14², 6→16, 5/1 forward" in [row.name for row in rows.network_table(2)]
+    for layer in layers:
+        if layer.rank and not layer.transposed:
+            y = jax.eval_shape(maps.lax_conv(layer), *(jax.ShapeDtypeStruct(s, "float32") for s in layer.shapes()[:2]))
+            assert y.shape == layer.shapes()[2] and layer.inputs % layer.groups == layer.outputs % layer.groups == 0
 
 
 @pytest.mark.parametrize("program", maps.CONV_PROGRAMS)
@@ -257,7 +270,7 @@ def test_a_peer_that_fails_costs_only_its_own_column() -> None:
 
 def test_the_column_xla_is_compiled_without_the_engine() -> None:
     def formulations() -> set[str]:
-        return {c.formulation for c in jaxconv.plan((2, 6, 6, 8), (3, 3, 8, 8), platform="cpu")}
+        return {c.formulation for c in jaxconv.plan((2, 4, 6, 6, 8), (2, 3, 3, 8, 8), platform="cpu")}
 
     with rows.native(False):
         without = formulations()
@@ -328,7 +341,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of three tiny rows."""
     table = tuple(conv_row(TINY, program) for program in maps.CONV_PROGRAMS)
-    monkeypatch.setattr(command, "ROWS", table)
+    monkeypatch.setitem(rows.TABLES, "main", lambda batch: table)
 
 
 def options(out: Path, **changes: Any) -> command.Options:
@@ -355,7 +368,7 @@ def test_a_run_writes_its_report_and_its_picture(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     assert command.run(options(tmp_path, filter="2x6.*forward", columns=None), console) == 0
     content = json.loads((tmp_path / "deep" / "benchmark.json").read_text())
-    assert content.keys() == {"command", "machine", "dtype", "engine", "batch", "quick", "rows", "summary"}
+    assert content.keys() == {"command", "machine", "table", "dtype", "engine", "batch", "quick", "rows", "summary"}
     assert content["machine"].keys() >= {"date", "processor", "cores", "device", "python", "jax", "jaxlib", "jaxconv"}
     assert content["machine"]["jax"] == jax.__version__ and content["machine"].keys() >= {"flax", "torch"}
     assert ("driver" in content["machine"]) == (jax.default_backend() == "gpu")
@@ -460,6 +473,9 @@ def test_the_list_and_the_ascii_names(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().out.splitlines() == [
         "8×56², 64→64, 3/1 kernel_grad", "8×56², 64→64, 3/1, dilation 2 kernel_grad",
     ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["benchmark", "--list", "--table", "networks", "--filter", "LeNet-5: 128, 120"])
+    assert command.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
     monkeypatch.setattr("sys.argv", ["benchmark", "--filter", "nothing like this"])
     assert command.main() == 2 and "matches none of the" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments import bring_your_own
 from experiments.bring_your_own import Config, Training, run, summarised
-from experiments.train import UsageError
+from experiments.config import UsageError
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 

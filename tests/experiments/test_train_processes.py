@@ -69,6 +69,7 @@ def assert_like_one_process(out: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows(out), rows(tmp_path / "alone"), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(tmp_path: Path) -> None:
     """Some steps by two processes and the others by one are those of one."""
     said = killed(tmp_path / "run", 1)

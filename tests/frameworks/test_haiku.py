@@ -175,19 +175,26 @@ CASES: dict[str, Case] = {
     "MaxPool": (lambda x: hk.MaxPool((2, 3, 1), (1, 2, 1), "SAME")(x), (2, 7, 6, 4)),
     "AvgPool": (lambda x: hk.AvgPool((2, 3, 1), (1, 2, 1), "SAME")(x), (2, 7, 6, 4)),
     "Linear on images": (lambda x: hk.Linear(3)(x), (2, 3, 5, 4)),
+    "LayerNorm": (lambda x: hk.LayerNorm(-1, True, True)(x), (2, 3, 4)),
+    "LayerNorm, axes": (lambda x: hk.LayerNorm((1, 2), False, True, param_axis=-1)(x), (2, 3, 4)),
+    "BatchNorm": (lambda x: hk.BatchNorm(True, True, 0.9)(x, True), (2, 3, 5, 4)),
+    "BatchNorm, first": (lambda x: hk.BatchNorm(True, False, 0.9, data_format="NCHW")(x, True), (2, 4, 3, 5)),
+    "GroupNorm": (lambda x: hk.GroupNorm(2)(x), (2, 3, 5, 4)),
+    "InstanceNorm": (lambda x: hk.InstanceNorm(True, True)(x), (2, 3, 5, 4)),
 }  # fmt: skip
 STAY: dict[str, Case] = {
     "Linear": (lambda x: hk.Linear(3)(x), (2, 4)),
     "MLP": (lambda x: hk.nets.MLP([3, 2])(x), (2, 4)),
-    "LayerNorm": (lambda x: hk.LayerNorm(-1, True, True)(x), (2, 3, 4)),
+    "RMSNorm": (lambda x: hk.RMSNorm(-1)(x), (2, 3, 4)),
 }
 
 
 def applied(function: Callable[[Any], Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """A layer as a function of its parameters and x, and these."""
-    net = hk.without_apply_rng(hk.transform(function))
+    net = hk.without_apply_rng(hk.transform_with_state(function))
     x = np.random.default_rng(1).standard_normal(shape)
-    return (lambda params, x: net.apply(params, x)), net.init(jax.random.key(0), jnp.asarray(x)), x
+    params, state = net.init(jax.random.key(0), jnp.asarray(x))
+    return (lambda params, x: net.apply(params, state, x)[0]), params, x
 
 
 @pytest.mark.parametrize("case", sampled(CASES, 6))

@@ -88,7 +88,15 @@ def random_state(tree: Any) -> Any:
 
 def assert_linen(module: nn.Module, x: Any, *more: Any, rules: bool = True) -> None:
     variables = random_state(module.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x, *more))
-    assert_layer(lambda params, x: module.apply(params, x, *more), variables, x, rules=rules)
+    kept = [name for name in ("batch_stats",) if name in variables]
+
+    def apply(params: Any, x: Any) -> Any:
+        made = module.apply(params, x, *more, mutable=kept)
+        return made[0]
+
+    if kept:  # a variance is not negative
+        variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    assert_layer(apply, variables, x, rules=rules)
 
 
 def assert_nnx(module: Any, x: Any, *more: Any, rules: bool = True) -> None:
@@ -180,6 +188,22 @@ OTHERS: dict[str, Any] = {
         (3, 2, 6, 5, 2),
         True,
     ),
+    "BatchNorm": (lambda: nn.BatchNorm(use_running_average=False, **WIDE), (2, 4, 5, 6), True),
+    "BatchNorm, no training": (lambda: nn.BatchNorm(use_running_average=True, **WIDE), (2, 4, 5, 6), False),
+    "LayerNorm": (lambda: nn.LayerNorm(**WIDE), (2, 4, 6), True),
+    "LayerNorm, slow variance": (lambda: nn.LayerNorm(use_fast_variance=False, use_bias=False, **WIDE), (2, 6), True),
+    "LayerNorm, axes": (
+        lambda: nn.LayerNorm(reduction_axes=(1, 2), feature_axes=(1, 2), use_scale=False, **WIDE),
+        (2, 4, 6),
+        True,
+    ),
+    "RMSNorm": (lambda: nn.RMSNorm(**WIDE), (2, 4, 6), True),
+    "InstanceNorm": (lambda: nn.InstanceNorm(**WIDE), (2, 4, 5, 6), True),
+    "GroupNorm, one each": (lambda: nn.GroupNorm(6, **WIDE), (2, 4, 5, 6), True),
+    "GroupNorm, several each": (lambda: nn.GroupNorm(3, **WIDE), (2, 4, 5, 6), False),
+    "nnx.LayerNorm": (lambda: nnx.LayerNorm(6, **WIDE, **R), (2, 4, 6), True),
+    "nnx.RMSNorm": (lambda: nnx.RMSNorm(6, **WIDE, **R), (2, 4, 6), True),
+    "nnx.GroupNorm, several each": (lambda: nnx.GroupNorm(6, 3, **WIDE, **R), (2, 4, 5, 6), False),
     "nnx.Linear on images": (lambda: nnx.Linear(6, 3, **WIDE, **R), (2, 4, 5, 6), True),
     "nnx.Linear on rows": (lambda: nnx.Linear(6, 3, **WIDE, **R), (4, 6), False),
     "nnx.LinearGeneral": (lambda: nnx.LinearGeneral((4, 5), (3, 2), axis=(-2, -1), **WIDE, **R), (2, 3, 4, 5), True),

@@ -113,12 +113,21 @@ def test_pools(case: Any) -> None:
     assert_keras(layer, normal(*in_format(SHAPES[rank], options)))
 
 
+class Training(layers.Wrapper):
+    """A layer as it is in training."""
+
+    def call(self, x: Any) -> Any:
+        return self.layer(x, training=True)
+
+
 # name -> (the layer, the shapes of what it is given, whether a rule of ours stands for it)
 WIDE = {"dtype": "float64"}
 OTHERS: dict[str, Any] = {
     "Dense on images": (lambda: layers.Dense(3, **WIDE), [(2, 4, 5, 6)], True),
     "Dense on rows": (lambda: layers.Dense(3, **WIDE), [(4, 6)], False),
     "EinsumDense": (lambda: layers.EinsumDense("abc,cd->abd", (5, 3), bias_axes="d", **WIDE), [(2, 5, 6)], True),
+    "BatchNormalization, no training": (lambda: layers.BatchNormalization(**WIDE), [(3, 4, 5, 6)], False),
+    "UnitNormalization": (lambda: layers.UnitNormalization(**WIDE), [(3, 4, 6)], False),
     "LSTM": (lambda: layers.LSTM(3, **WIDE), [(2, 4, 5)], False),
     "GlobalMaxPooling2D": (lambda: layers.GlobalMaxPooling2D(keepdims=True, **WIDE), [(2, 5, 6, 4)], False),
     "GlobalAveragePooling1D": (lambda: layers.GlobalAveragePooling1D(**WIDE), [(2, 5, 4)], False),
@@ -147,6 +156,26 @@ RECURRENT: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", sampled(RECURRENT))
 def test_recurrent_convolutions_whose_tanh_keras_takes_in_float32(case: Any) -> None:
+    made, shape = case
+    assert_keras(made(), normal(*shape), close=assert_near)
+
+
+NORMS: dict[str, Any] = {
+    "BatchNormalization": (lambda: Training(layers.BatchNormalization(**WIDE), **WIDE), (3, 4, 5, 6)),
+    "BatchNormalization, first": (
+        lambda: Training(layers.BatchNormalization(1, scale=False, epsilon=1e-2, **WIDE), **WIDE),
+        (3, 6, 4, 5),
+    ),
+    "LayerNormalization": (lambda: layers.LayerNormalization(**WIDE), (3, 4, 6)),
+    "LayerNormalization, axes": (lambda: layers.LayerNormalization((1, 2), center=False, **WIDE), (3, 4, 6)),
+    "GroupNormalization": (lambda: layers.GroupNormalization(3, **WIDE), (3, 4, 5, 6)),
+    "GroupNormalization, each": (lambda: layers.GroupNormalization(-1, **WIDE), (3, 4, 5, 6)),
+    "RMSNormalization": (lambda: layers.RMSNormalization(**WIDE), (3, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("case", sampled(NORMS, every=4))
+def test_norms_which_keras_computes_in_float32(case: Any) -> None:
     made, shape = case
     assert_keras(made(), normal(*shape), close=assert_near)
 

@@ -30,6 +30,7 @@ PUBLIC = sorted(name for name in jaxconv.__all__ if not inspect.ismodule(getattr
 DOCUMENTED = {
     **{name: getattr(jaxconv, name) for name in PUBLIC},
     **{f"binding.{name}": getattr(jaxconv.binding, name) for name in jaxconv.binding.__all__},
+    **{f"sharded.{name}": getattr(jaxconv.sharded, name) for name in jaxconv.sharded.__all__},
 }
 
 
@@ -74,7 +75,8 @@ def prints(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [code for code in blocks("python") if "print(report)" not in code])
-def test_the_readme_prints_what_its_comments_say(code: str) -> None:
+def test_the_readme_prints_what_its_comments_say(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     promised = [
         line.split("# ", 1)[1]
         for line in code.splitlines()

@@ -31,7 +31,7 @@ OUTSIDE = {
     "rules": {"jax", "numpy", "inspect", "warnings"},
     "primitives": {"jax", "numpy"},
     "ops": {"jax", "numpy", "inspect"},
-    "layers": {"jax", "numpy", "inspect"},
+    "layers": {"jax", "numpy", "inspect", "json", "os", "pathlib"},
     "models": {"jax", "numpy"},
     "transforms": {
         *("jax", "numpy"),

@@ -45,18 +45,18 @@ def test_a_function_races_its_automatic_gradient(report: Comparison) -> None:
 
 
 def test_counts_are_those_of_the_programs(report: Comparison, tmp_path: Path) -> None:
-    """Ours convolves twice and multiplies patches once; its pool neither selects nor scatters, and keeps a byte."""
+    """Each of our gradients is a product; the pool's neither selects nor scatters, and keeps a byte."""
     (tmp_path / "net.py").write_text(
         "import jax, jaxconv\n"
         "def net(x, w): return jaxconv.max_pool(jaxconv.conv(x, w, padding='VALID', engine='xla'), 2)\n"
-        "net_args = jax.numpy.ones((2, 9, 9, 3)), jax.numpy.ones((2, 2, 3, 4))\n"
+        "net_args = jax.numpy.ones((64, 9, 9, 3)), jax.numpy.ones((2, 2, 3, 32))\n"
     )
     command = [sys.executable, "-m", "jaxconv", "compare", "net.py:net", "--seconds", "0.05", "--json", "net.json"]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "XLA_FLAGS": ""}, check=True, timeout=300)
     counts, automatic = (c["operations"] for c in json.loads((tmp_path / "net.json").read_text())["contestants"])
     assert tuple(counts) == OPERATIONS
     assert automatic["convolution"] == 3 and automatic["dot"] == 0
-    assert counts["convolution"] == 2 and counts["dot"] == 1
+    assert 0 < counts["convolution"] < 3 and counts["dot"] == 2
     assert counts["scatter"] == counts["select-and-scatter"] == 0
     assert automatic["scatter"] + automatic["select-and-scatter"] == 1
     ours, theirs = report.contestants

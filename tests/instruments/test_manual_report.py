@@ -15,13 +15,14 @@ from jax import lax
 
 import jaxconv
 from jaxconv.__main__ import main
+from jaxconv.engines.onednn import loading
 from tests.support.replaced import NHWC, conv, max_pool, random, weighted
 
 X, W = random(2, 6, 6, 3, dtype=np.float32), random(3, 3, 3, 16, dtype=np.float32, seed=1)
 ASK = "Apply manual to the part of f that JAX can trace."
 TAKEN = (
-    "is replaced: its convolutions or pools belong to a gradient that JAX has taken already. Take it of what manual "
-    "returns: jax.grad(manual(loss)), not manual(jax.grad(loss))."
+    "is replaced: its convolutions, pools or norms belong to a gradient that JAX has taken already. Take it of what "
+    "manual returns: jax.grad(manual(loss)), not manual(jax.grad(loss))."
 )
 
 
@@ -101,6 +102,26 @@ def test_a_report_says_what_is_left_and_why(report: Any) -> None:
     assert closed.counts["left"] == {why: {"custom_linear_solve": 1}}
 
 
+def test_a_report_has_a_norm_as_one_row() -> None:
+    def f(x: Any, scale: Any) -> Any:
+        centred = x - x.mean((0, 1, 2), keepdims=True)
+        return jax.nn.relu(centred * lax.rsqrt((centred * centred).mean((0, 1, 2)) + np.float32(1e-5)) * scale)
+
+    x, scale = (jnp.asarray(random(*shape, dtype=np.float32)) for shape in ((2, 6, 6, 16), (1, 1, 1, 16)))
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        (row,) = jaxconv.manual(f).report(x, scale).replaced
+        (plain,) = jaxconv.manual(f, rules="autodiff").report(x, scale).replaced
+        (row64,) = jaxconv.manual(f).report(x[..., :3], scale[..., :3]).replaced
+    assert (row.equation, row.op, row.count) == ("normalisation", "norm over axes 0, 1, 2", 1)
+    assert row.operands[0] == "f32[2,6,6,16]" and row.operands[-1] == "f32[1,1,1,16]"
+    assert row.results == ("f32[2,6,6,16]",) and "test_manual_report.py:" in row.source
+    assert [name for name, _ in row.plan] == ["norm", "gradient"]
+    natively = loading.why_off() is None and jax.default_backend() == "cpu"
+    assert dict(row.plan)["gradient"].formulation == ("native" if natively else "XLA")
+    assert dict(row64.plan)["gradient"].formulation == "XLA"
+    assert {choice.formulation for _, choice in plain.plan} == {"lax"}
+
+
 def test_a_report_says_where_a_layer_is_called() -> None:
     """And no line of the package that it is of."""
     from flax import linen
@@ -164,11 +185,11 @@ def test_a_report_of_other_rules_names_them(rules: str) -> None:
 NOTHING = {
     "no convolution": (
         lambda: (lambda x: jnp.sum(x @ x.T), jnp.ones((2, 2))),
-        "manual: nothing in f is replaced: it has no convolution and no pool that a rule of this library stands for.",
+        "manual: nothing in f is replaced: it has no convolution, pool or norm that a rule of this library stands for.",
     ),
     "no array": (
         lambda: (lambda x: x + 1, 3),
-        "manual: nothing in f is replaced: it has no convolution and no pool that a rule of this library stands for.",
+        "manual: nothing in f is replaced: it has no convolution, pool or norm that a rule of this library stands for.",
     ),
     "ours": (
         lambda: (lambda x: jaxconv.conv(x, jnp.ones((2, 2, 3, 1))), random(1, 3, 3, 3)),

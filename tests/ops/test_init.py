@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,10 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxconv.layers import BatchNorm, Conv, ConvTranspose, Dense, Flatten, GroupNorm, LayerScale, kernels, serial
+from jaxconv import layers
+from jaxconv.layers import (
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Dense,
+    Flatten,
+    GroupNorm,
+    InstanceNorm,
+    Layer,
+    LayerNorm,
+    LayerScale,
+    RMSNorm,
+    kernels,
+    serial,
+)
 from jaxconv.models import MODELS
 from tests.support.agreement import compilations
 from tests.support.devices import cpu_mesh
+from tests.support.refusal import refusal
 
 KEY = jax.random.key(3)
 SMALL: dict[str, dict[str, Any]] = {"resnet18": {"width": 8}, "vgg": {"widths": (4, 8)}, "convnext": {"depth": 1}}
@@ -93,3 +111,106 @@ def test_parameters_may_be_donated() -> None:
     doubled = jax.jit(lambda p: jax.tree.map(lambda a: 2 * a, p), donate_argnums=0)(params)
     assert all(a.is_deleted() for a in jax.tree.leaves(params))
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(doubled))
+
+
+# Initialisers of the caller's
+
+IMAGE = (1, 6, 6, 4)
+own = jax.nn.initializers
+drawn = own.normal(0.3)
+
+# (layer, what it should start at under each name: an initialiser)
+STARTS: dict[str, tuple[Layer, dict[str, Any]]] = {
+    "Conv": (Conv(8, 3, groups=2, kernel_init=own.orthogonal(), bias_init=drawn), {"w": own.orthogonal(), "b": drawn}),
+    "ConvTranspose": (
+        ConvTranspose(6, 3, kernel_init=own.he_normal(in_axis=-1, out_axis=-2), bias_init=0.25),
+        {"w": own.he_normal(in_axis=-1, out_axis=-2), "b": own.constant(0.25)},
+    ),
+    "Dense": (Dense(3, kernel_init=own.zeros, bias_init=own.ones), {"w": own.zeros, "b": own.ones}),
+    "BatchNorm": (BatchNorm(scale_init=drawn, bias_init=drawn), {"scale": drawn, "bias": drawn}),
+    "LayerNorm": (LayerNorm(scale_init=0, bias_init=drawn), {"scale": own.zeros, "bias": drawn}),
+    "RMSNorm": (RMSNorm(scale_init=drawn), {"scale": drawn}),
+    "GroupNorm": (GroupNorm(2, scale_init=drawn, bias_init=-1), {"scale": drawn, "bias": own.constant(-1.0)}),
+    "InstanceNorm": (InstanceNorm(scale_init=drawn, bias_init=drawn), {"scale": drawn, "bias": drawn}),
+    "LayerScale": (LayerScale(drawn), {"scale": drawn}),
+}
+
+
+def test_every_layer_that_takes_an_initialiser_is_covered() -> None:
+    functions = {name: value for name in layers.__all__ if inspect.isfunction(value := getattr(layers, name))}
+    taking = {n for n, f in functions.items() if "init" in "".join(p for p in inspect.signature(f).parameters)}
+    assert taking == set(STARTS)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_parameter_starts_at_what_its_initialiser_draws(name: str) -> None:
+    """From keys of their own: the first parameter that of the layer, the second the first derived from it."""
+    layer, starts = STARTS[name]
+    params, _, _ = layer.init(KEY, IMAGE)
+    wanted = {
+        parameter: init(key, params[parameter].shape, jnp.float32)
+        for (parameter, init), key in zip(starts.items(), (KEY, jax.random.fold_in(KEY, 1)), strict=False)
+    }
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), params, wanted)
+
+
+def test_a_default_is_what_it_was_beside_an_initialiser() -> None:
+    plain, other = (Conv(8, 3, **options).init(KEY, IMAGE)[0] for options in ({}, {"bias_init": drawn}))
+    np.testing.assert_array_equal(plain["w"], other["w"], strict=True)
+    assert not plain["b"].any() and other["b"].any()
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_parameter_does_not_yield_to_other_dtypes() -> None:
+    params, _, _ = Dense(2, kernel_init=lambda key, shape, dtype: jnp.full(shape, 0.5)).init(KEY, (1, 3))
+    assert params["w"].dtype == jnp.float32 and not params["w"].weak_type
+
+
+def wide(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.zeros(shape)
+
+
+def pair(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.ones(2, dtype)
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
+    "Conv: kernel_init must be a number or an initialiser, such as jax.nn.initializers.he_normal(), but is 'he'.": (
+        lambda: Conv(8, 3, kernel_init="he"),
+        TypeError,
+    ),
+    "Dense: bias_init must be a number or an initialiser, such as jax.nn.initializers.he_normal(), but is None.": (
+        lambda: Dense(8, bias_init=None),
+        TypeError,
+    ),
+    "Conv: bias_init says what a bias starts at, but bias=False: there is none.": (
+        lambda: Conv(8, 3, bias=False, bias_init=drawn),
+        ValueError,
+    ),
+    "Conv: kernel_init must return an array, but returns a function. Is it he_normal where he_normal() was meant?": (
+        lambda: Conv(8, 3, kernel_init=own.he_normal).init(KEY, IMAGE),
+        TypeError,
+    ),
+    "LayerNorm: scale_init must return an array, but returns a float.": (
+        lambda: LayerNorm(scale_init=lambda key, shape, dtype: 1.0).init(KEY, IMAGE),
+        TypeError,
+    ),
+    "Dense: kernel_init must return what it is asked for, float32[4, 2], but returns float64[4, 2]. It is called with "
+    "a key, a shape and a dtype.": (lambda: Dense(2, kernel_init=wide).init(KEY, (1, 4)), ValueError),
+    "LayerScale: initial must return what it is asked for, float32[4], but returns float32[2]. It is called with a "
+    "key, a shape and a dtype.": (lambda: LayerScale(pair).init(KEY, IMAGE), ValueError),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_an_initialiser_that_does_not_do_is_refused(message: str) -> None:
+    call, error = REFUSED[message]
+    assert refusal(call, error) == message
+
+
+def test_an_error_in_an_initialiser_says_where_it_was_called() -> None:
+    with pytest.raises(TypeError) as raised:  # normal where normal() was meant
+        Conv(8, 3, kernel_init=own.normal).init(KEY, IMAGE)
+    assert raised.value.__notes__ == [
+        "Conv: kernel_init was called with a key, the shape (3, 3, 4, 8) and the dtype float32."
+    ]

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxconv
 from jaxconv.geometry import Geometry, conv_geometry
 from jaxconv.rules import fast, textbook
-from jaxconv.rules.fast import blocks, choice, maps, patches, shifts
+from jaxconv.rules.fast import blocks, choice, maps, patches, phases, shifts
 from jaxconv.rules.fast.formulation import Call, Formulation
 from tests.support.cases import CASES, Case, arrays, cotangent, in_layout
 from tests.support.devices import cpu_mesh
@@ -57,6 +57,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patches: {"WHOLE": 0, "LEAST": 30, "MOST": 60},
         shifts: {"READS": 3, "TILE": 12, "UNROLLED": 2, "TERMS": 17, "TURNED_TERMS": 17},
         blocks: {"WIDTH": 6},
+        phases: {"MANY_TAPS": 4},
     }.items():
         for name, value in limits.items():
             monkeypatch.setattr(module, name, value)
@@ -219,10 +220,12 @@ LAYERS = {  # how many convolutions the CPU's program of each map has: a formula
     "1×1": (Case((2, 6, 6, 16), (1, 1, 16, 16), {}), (0, 0, 0)),
     "1×1 to few": (Case((2, 6, 6, 16), (1, 1, 16, 8), {}), (1, 0, 0)),
     "1×1 strided": (Case((2, 6, 6, 16), (1, 1, 16, 16), {"stride": (1, 2)}), (0, 0, 0)),
-    "1×1×1": (Case((2, 4, 4, 4, 16), (1, 1, 1, 16, 16), {}), (1, 0, 0)),
+    "1×1×1": (Case((2, 4, 4, 4, 16), (1, 1, 1, 16, 16), {}), (1, 1, 0)),
     "1×1×1 strided": (Case((2, 4, 4, 4, 16), (1, 1, 1, 16, 16), {"stride": 2}), (0, 0, 0)),
     "1 strided": (Case((2, 9, 16), (1, 16, 16), {"stride": 2}), (1, 0, 0)),
-    "3×3": (Case((2, 6, 6, 8), (3, 3, 8, 8), {}), (1, 1, 0)),
+    "3×3": (Case((2, 6, 6, 8), (3, 3, 8, 8), {}), (1, 1, 1)),
+    "3×3 of few inputs": (Case((64, 6, 6, 3), (3, 3, 3, 32), {}), (1, 0, 0)),
+    "3×3×3": (Case((2, 4, 4, 4, 8), (3, 3, 3, 8, 8), {}), (1, 1, 0)),
     "1-D": (Case((2, 9, 8), (3, 8, 8), {}), (1, 1, 1)),
 }
 
@@ -279,7 +282,7 @@ def test_a_program_that_xla_splits_over_devices_keeps_its_convolutions() -> None
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
-    ("case", "name"), [(LAYERS["1×1"][0], "kernel_grad"), (LAYERS["3×3"][0], "kernel_grad"), (ALL[-4], "input_grad")]
+    ("case", "name"), [(LAYERS["1×1"][0], "kernel_grad"), (LAYERS["3×3×3"][0], "kernel_grad"), (ALL[-4], "input_grad")]
 )
 def test_products_take_16_bit_operands_and_sum_in_float32(case: Case, name: str, dtype: str) -> None:
     a, b = (jnp.asarray(v, dtype) for v in operands(case)[name])
@@ -303,6 +306,17 @@ def test_a_batch_of_kernel_gradients_compiles_in_a_time_that_does_not_grow(count
     assert lines(count) == lines(4)
 
 
+def test_products_of_patches_are_for_many_examples() -> None:
+    def formulation(n: int, inputs: int, outputs: int = 32, **options: Any) -> str:
+        shapes = (n, 18, 18, inputs), (3, 3, inputs, outputs)
+        return jaxconv.plan(*shapes, platform="cpu", engine="xla", **options).kernel_grad.formulation
+
+    bare = {"padding": "VALID"}
+    assert {formulation(64, 3), formulation(64, 32, **bare), formulation(64, 3, stride=2)} == {"patches"}
+    few = formulation(63, 3), formulation(63, 64, **bare), formulation(64, 3, 31), formulation(64, 5, **bare)
+    assert {*few, formulation(64, 32), formulation(64, 32, **bare, stride=2)} == {"lax"}
+
+
 def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:
     plan = jaxconv.plan((8, 56, 56, 96), (7, 7, 1, 96), groups=96, platform="cpu", engine="xla")
     assert [c.formulation for c in plan] == ["shifts", "full", "shifts"]
@@ -313,7 +327,7 @@ def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:
 
 
 def test_plan_is_for_the_machine_it_runs_on_unless_told_otherwise() -> None:
-    shapes = (2, 6, 6, 8), (3, 3, 8, 8)
+    shapes = (2, 4, 4, 4, 8), (3, 3, 3, 8, 8)
     assert jaxconv.plan(*shapes) == jaxconv.plan(*shapes, platform=jax.default_backend())
     assert jaxconv.plan(*shapes, platform="cpu", engine="xla").kernel_grad.formulation == "patches"
 

@@ -7,9 +7,18 @@ Write the inputs that window p reads as one row of a matrix X, (n·p) × (k·c).
 a product in which only the small axes survive. X is k times as large as x, so it is never written whole: a scan builds
 the patches of a few rows of outputs, or of a few examples, small enough for the caches, and adds their product to dWᵀ.
 
-Measured: 1.3 to 3.4, for transposed layers 65 and 77. Tried on 8×56², 64→64, 3×3, where this takes 1.6: all patches at
-once 0.7, one product per tap 0.9, a plain convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis,
-32×1024, 64→64, 9 taps: 0.5, so `lax`; with 7² positions of 512→512 channels 0.9 in steps and 1.3 at once.
+How many times as long `lax` takes depends on the CPU, and this is taken where it wins on both that are known. On 2
+cores of an AMD EPYC with AVX-512 (jax 0.10.2, float32, 2026-11-26, nothing beside): in three dimensions 1.5 to 7.2; of
+64 examples and more, unpadded with 4 million patch elements and more 1.4 to 3.4, of 1 to 3 inputs with 32 outputs and
+more 1.4 to 3.0, with memory in pages of 4 KiB and of 2 MiB. On an Intel Xeon the rows of these kinds take 2.4 to 3.4.
+
+Left to `lax`: unpadded layers of fewer examples (on the EPYC 2×126², 64→64 takes 2.5 in small pages, 0.7 in large
+ones), or with fewer elements (0.7 to 1.2); few inputs with 6 or 8 outputs (0.6 to 0.9) or fewer examples (0.6 to 1.2);
+padded layers (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5), those with a stride (EPYC 0.9 to 1.3, Xeon 1.4 and 2.2), transposed
+ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
+
+Tried on the Xeon on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap 0.9, a plain
+convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps: 0.5.
 
 Arrays are channels-last: x (n, *spatial, c), g (n, *out, o) -> (*taps, c, o); one group, at least one spatial axis.
 """
@@ -31,10 +40,9 @@ from jaxconv.windows import padded, tap_slice, taps
 # Elements of X that are written at once: all of them up to WHOLE, else a quarter of x within these bounds.
 WHOLE = 2**21
 LEAST, MOST = 2**17, 2**20
-# A dw of more entries costs more to add up than the patches of a step cost to multiply. The only row with more is
-# "8×7², 512→512, 3/1", 2.4 million, but its X is whole: 1.4, EPYC 0.88; in steps it was 0.9, see above. In steps,
-# "8×56², 128→128, 3/2" has the most, 147 456: 2.2, EPYC 0.96. No row lies in between.
-LARGE = 2**20
+# Where this was faster on an Intel Xeon and on an AMD EPYC, in pages of either size: of so many examples and outputs,
+# if there are few inputs, or no padding and so many patch elements.
+BATCH, OUTPUTS, FEW_INPUTS, MANY = 64, 32, 4, 2**22
 
 
 def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
@@ -90,13 +98,18 @@ def _step(x: jax.Array, geometry: Geometry) -> tuple[int, int]:
 
 
 def offers(call: Call) -> Iterator[Formulation]:
-    """Of one group with spatial axes; along a single one they do not pay."""
+    """Of one group with spatial axes."""
     geometry, inputs, outputs = call.geometry, call.inputs, call.outputs
     if call.map != "kernel_grad" or geometry.rank == 0 or geometry.groups > 1 or call.dilated:
         return
-    # Ten rows, and none below 1.3. EPYC: below 1 in four, "8×56², 64→64, 3/1" 0.71 and with dilation 2 0.69 the worst.
-    entries, why_not = outputs * inputs * math.prod(geometry.taps), ""
-    if geometry.rank > 1 and entries > LARGE and not whole(geometry, call.batch, inputs):
-        why_not = f"dw has {entries} > {LARGE} entries: adding it up step by step costs too much"
+    elements = call.batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs
+    bare = geometry.stride == (1,) * geometry.rank and not any(sum(geometry.padding, ()))
+    slow = inputs <= FEW_INPUTS or (bare and elements >= MANY)
+    pays = geometry.rank > 2 or (geometry.rank == 2 and call.batch >= BATCH and outputs >= OUTPUTS and slow)
     why, holds = "gᵀ · X for the patches X of a few rows at a time", "a padded copy of x, and one step's patches"
-    yield Formulation("patches", kernel_grad, why, holds, geometry.rank > 1 and not why_not, why_not)
+    why_not = (
+        ""
+        if pays
+        else "products of patches are faster in three dimensions, and of many examples unpadded or of few inputs"
+    )
+    yield Formulation("patches", kernel_grad, why, holds, pays, why_not)

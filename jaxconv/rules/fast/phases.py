@@ -35,6 +35,9 @@ from jaxconv.rules.fast.formulation import Call, Formulation, Maps
 # A product of so few columns runs far below the speed of a wide one. Row "8×224², 3→64, 7/2 input_grad" has 3: 2.8,
 # EPYC 3.4. The next, "8×28², 128→64, 3/2, transposed forward" with 64, is `lax`'s; no row lies in between.
 NARROW = 4
+# And the fewest taps, in two dimensions: to 3 channels, on the EPYC, 7×7 3.3 (2.1 with memory in large pages), 6×6 1.4
+# (1.7), 5×5 0.9 (0.8), 4×4 0.6 (0.4).
+MANY_TAPS = 36
 
 
 class Phase(NamedTuple):
@@ -145,4 +148,5 @@ def offers(call: Call) -> Iterator[Formulation]:
     yield Formulation("phases", conv, why, "the classes of y", pays=geometry.groups > 1)
     if geometry.groups == 1 and all(a.input_dilation % a.dilation == 0 for a in geometry.axes):
         why = f"{outputs} <= {NARROW} output channels: the residue classes side by side make a wider product"
-        yield Formulation("merged phases", merged, why, "the classes of y", pays=outputs <= NARROW)
+        pays = outputs <= NARROW and (geometry.rank > 2 or math.prod(geometry.taps) >= MANY_TAPS)
+        yield Formulation("merged phases", merged, why, "the classes of y", pays)
