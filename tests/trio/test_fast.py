@@ -307,14 +307,17 @@ def test_a_batch_of_kernel_gradients_compiles_in_a_time_that_does_not_grow(count
 
 
 def test_products_of_patches_are_for_many_examples() -> None:
-    def formulation(n: int, inputs: int, outputs: int = 32, **options: Any) -> str:
-        shapes = (n, 18, 18, inputs), (3, 3, inputs, outputs)
+    def formulation(n: int, inputs: int, outputs: int = 32, taps: int = 3, **options: Any) -> str:
+        shapes = (n, 18, 18, inputs), (taps, taps, inputs, outputs)
         return jaxconv.plan(*shapes, platform="cpu", engine="xla", **options).kernel_grad.formulation
 
     bare = {"padding": "VALID"}
-    assert {formulation(64, 3), formulation(64, 32, **bare), formulation(64, 3, stride=2)} == {"patches"}
+    assert {formulation(64, 3), formulation(64, 32, **bare), formulation(64, 32), formulation(64, 3, stride=2)} == {
+        "patches"
+    }
     few = formulation(63, 3), formulation(63, 64, **bare), formulation(64, 3, 31), formulation(64, 5, **bare)
-    assert {*few, formulation(64, 32), formulation(64, 32, **bare, stride=2)} == {"lax"}
+    assert {*few, formulation(64, 32, stride=2), formulation(64, 32, taps=5)} == {"lax"}
+    assert formulation(64, 32, taps=5, **bare) == "patches"
 
 
 def test_plan_says_what_is_chosen_why_and_what_it_holds() -> None:

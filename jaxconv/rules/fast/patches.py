@@ -9,13 +9,14 @@ the patches of a few rows of outputs, or of a few examples, small enough for the
 
 How many times as long `lax` takes depends on the CPU, and this is taken where it wins on both that are known. On 2
 cores of an AMD EPYC with AVX-512 (jax 0.10.2, float32, 2026-11-26, nothing beside): in three dimensions 1.5 to 7.2; of
-64 examples and more, unpadded with 4 million patch elements and more 1.4 to 3.4, of 1 to 3 inputs with 32 outputs and
-more 1.4 to 3.0, with memory in pages of 4 KiB and of 2 MiB. On an Intel Xeon the rows of these kinds take 2.4 to 3.4.
+64 examples and more with 32 outputs and more, with memory in pages of 4 KiB and of 2 MiB, of 1 to 3 inputs 1.4 to 3.0,
+and from 4 million patch elements on, unpadded 1.4 to 3.4, padded and 3×3 1.0 to 2.2. On an Intel Xeon the rows of these
+kinds take 2.4 to 3.4.
 
 Left to `lax`: unpadded layers of fewer examples (on the EPYC 2×126², 64→64 takes 2.5 in small pages, 0.7 in large
 ones), or with fewer elements (0.7 to 1.2); few inputs with 6 or 8 outputs (0.6 to 0.9) or fewer examples (0.6 to 1.2);
-padded layers (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5), those with a stride (EPYC 0.9 to 1.3, Xeon 1.4 and 2.2), transposed
-ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
+padded layers of few examples (EPYC 0.55 to 1.4, Xeon 1.4 and 1.5) or 5×5 (0.8); those with a stride (EPYC 0.9 to 1.3,
+Xeon 1.4 and 2.2), transposed ones (EPYC 0.4 to 1.1) and 512→512 on 7² (EPYC 0.9, Xeon 1.4).
 
 Tried on the Xeon on 8×56², 64→64, 3×3, where this takes 1.6: all patches at once 0.7, one product per tap 0.9, a plain
 convolution of x and δ transposed 0.5, Xᵀ · g for gᵀ · X 1.4. Along one axis, 32×1024, 64→64, 9 taps: 0.5.
@@ -41,8 +42,8 @@ from jaxconv.windows import padded, tap_slice, taps
 WHOLE = 2**21
 LEAST, MOST = 2**17, 2**20
 # Where this was faster on an Intel Xeon and on an AMD EPYC, in pages of either size: of so many examples and outputs,
-# if there are few inputs, or no padding and so many patch elements.
-BATCH, OUTPUTS, FEW_INPUTS, MANY = 64, 32, 4, 2**22
+# if there are few inputs; or so many patch elements, without a stride, and no padding or few taps.
+BATCH, OUTPUTS, FEW_INPUTS, MANY, FEW_TAPS = 64, 32, 4, 2**22, 9
 
 
 def whole(geometry: Geometry, batch: int, inputs: int) -> bool:
@@ -103,13 +104,9 @@ def offers(call: Call) -> Iterator[Formulation]:
     if call.map != "kernel_grad" or geometry.rank == 0 or geometry.groups > 1 or call.dilated:
         return
     elements = call.batch * math.prod(geometry.out) * math.prod(geometry.taps) * inputs
-    bare = geometry.stride == (1,) * geometry.rank and not any(sum(geometry.padding, ()))
-    slow = inputs <= FEW_INPUTS or (bare and elements >= MANY)
+    tight = math.prod(geometry.taps) <= FEW_TAPS or not any(sum(geometry.padding, ()))
+    slow = inputs <= FEW_INPUTS or (math.prod(geometry.stride) == 1 and tight and elements >= MANY)
     pays = geometry.rank > 2 or (geometry.rank == 2 and call.batch >= BATCH and outputs >= OUTPUTS and slow)
     why, holds = "gᵀ · X for the patches X of a few rows at a time", "a padded copy of x, and one step's patches"
-    why_not = (
-        ""
-        if pays
-        else "products of patches are faster in three dimensions, and of many examples unpadded or of few inputs"
-    )
+    why_not = "" if pays else "products of patches are faster in three dimensions and of many examples"
     yield Formulation("patches", kernel_grad, why, holds, pays, why_not)
