@@ -39,7 +39,12 @@ class Origin:
         return self.build(*map(changed, self.args), **{name: changed(a) for name, a in self.options.items()})
 
 
-class Layer(NamedTuple):
+class _Pair(NamedTuple):
+    init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]]
+    apply: Callable[..., tuple[jax.Array, State]]
+
+
+class Layer(_Pair):
     """A pair of pure functions; see the module's head for their contract. Printed, it is the call that built it.
 
     Example:
@@ -54,9 +59,7 @@ class Layer(NamedTuple):
       serial(Conv(8, 3), Activation(relu), Flatten(), Dense(10))
     """
 
-    init: Callable[[jax.Array, Shape], tuple[Params, State, Shape]]
-    apply: Callable[..., tuple[jax.Array, State]]
-    origin: Origin | None = None
+    origin: Origin | None = None  # no part of the pair: one that is changed was built by no call
 
     def __repr__(self) -> str:
         if self.origin is None:
@@ -84,7 +87,9 @@ def built(build: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(build)
     def call(*args: P.args, **options: P.kwargs) -> Layer:
-        return build(*args, **options)._replace(origin=Origin(call, args, options))
+        made = Layer(*build(*args, **options))
+        made.origin = Origin(call, args, options)
+        return made
 
     return call
 

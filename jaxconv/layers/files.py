@@ -8,8 +8,10 @@ arrays.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,15 +72,15 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     Source: the format's description, https://github.com/huggingface/safetensors.
     """
     arrays = {name: _to_write(name, leaf) for name, leaf in _named("save", tree).items()}
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))  # and a padded header: all are aligned
     header, at = {}, 0
     for name, array in arrays.items():
         offsets = [at, at := at + array.nbytes]
         header[name] = {"dtype": _WORDS[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
     described = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    described += b" " * (-len(described) % 8)  # so that the arrays are aligned
-    _write_atomically(
-        Path(path), [len(described).to_bytes(8, "little"), described, *(a.tobytes() for a in arrays.values())]
-    )
+    described += b" " * (-len(described) % 8)
+    head = len(described).to_bytes(8, "little") + described
+    _write_atomically(Path(path), itertools.chain([head], (a.tobytes() for a in arrays.values())))
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
@@ -96,8 +98,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no whole safetensors file; or its names, shapes or dtypes are not those of `like`. The message
-        lists them.
+      ValueError: it is no whole safetensors file, or has a dtype that `save` would not write; or its names, shapes or
+        dtypes are not those of `like`. The message lists them.
       TypeError: a leaf of `like` is no array.
 
     Example:
@@ -178,10 +180,7 @@ def _parsed(path: str | os.PathLike[str], raw: bytes) -> tuple[dict[str, _Entry]
             raise ValueError(f"it should have more than {8 + length} bytes, but has {len(raw)}")
         header = json.loads(raw[8 : 8 + length])
         header.pop("__metadata__", None)
-        entries = {
-            name: _Entry(_DTYPES[about["dtype"]], tuple(map(int, about["shape"])), *map(int, about["data_offsets"]))
-            for name, about in header.items()
-        }
+        entries = {name: _entry(name, about) for name, about in header.items()}
         at = 0
         for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
             size = math.prod(entry.shape) * entry.dtype.itemsize
@@ -191,9 +190,17 @@ def _parsed(path: str | os.PathLike[str], raw: bytes) -> tuple[dict[str, _Entry]
         if at != len(data):
             raise ValueError(f"its arrays have {at} bytes, but there are {len(data)}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = error if type(error) is ValueError else repr(error)
-        raise ValueError(f"load: {os.fspath(path)} is no whole safetensors file: {said}.") from error
+        said = error if isinstance(error, ValueError) else repr(error)  # repr would show all that is no UTF-8
+        raise ValueError(f"load: {os.fspath(path)} cannot be read as safetensors: {said}.") from error
     return entries, data
+
+
+def _entry(name: str, about: dict[str, Any]) -> _Entry:
+    """What the header says of one array."""
+    dtype, shape, offsets = (about[key] for key in ("dtype", "shape", "data_offsets"))
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} has the dtype {dtype}, but load knows {', '.join(_DTYPES)}")
+    return _Entry(_DTYPES[dtype], tuple(map(operator.index, shape)), *map(operator.index, offsets))
 
 
 def _typed(shape: Iterable[int], dtype: Any) -> str:
@@ -201,9 +208,11 @@ def _typed(shape: Iterable[int], dtype: Any) -> str:
 
 
 def _place(leaf: Any) -> Any:
-    """Where an array is committed to be, or None."""
-    committed = getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct))
-    return leaf.sharding if committed else None
+    """Where an array is committed to be, or None; a shape found while a mesh is set has no devices of its own."""
+    if not getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)):
+        return None
+    abstract = isinstance(getattr(leaf.sharding, "mesh", None), jax.sharding.AbstractMesh)
+    return leaf.sharding.spec if abstract else leaf.sharding
 
 
 def _write_atomically(path: Path, parts: Iterable[bytes]) -> None:

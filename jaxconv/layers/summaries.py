@@ -107,8 +107,8 @@ def summary(net: Layer, shape: Sequence[int], *, rules: Rules = "fast", dtype: A
 
     Nothing is computed, and only shapes are traced, so a network that does not fit this machine has a summary too.
 
-    FLOPs are those of one forward pass of the trained network over an input of `shape`, as XLA counts them in the plain
-    program, the zeros of a padding left out: a product and its addition are two, a comparison is one.
+    FLOPs are those of one forward pass of the trained network over an input of `shape`, as XLA for the CPU counts them
+    in the plain program, the zeros of a padding left out: a product and its addition are two, a comparison is one.
 
     Residuals are what `jax.vjp` of a training step's forward pass keeps, in parameters and input, by these rules and in
     this dtype: inputs of kernels, masks and taps, statistics, parameters converted to another dtype. An array that
@@ -232,6 +232,15 @@ def _flops(layer: Layer, params: Params, state: State, x: jax.ShapeDtypeStruct) 
         y, _ = layer.apply(params, state, x, rules="autodiff")
         return y
 
-    cost = jax.jit(forward).lower(params, state, jax.ShapeDtypeStruct(x.shape, jnp.float32)).cost_analysis()
+    with jax.default_device(_cpu()):
+        cost = jax.jit(forward).lower(params, state, jax.ShapeDtypeStruct(x.shape, jnp.float32)).cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return None if cost is None else int(cost.get("flops", 0))  # of a reshape nothing is said
+
+
+def _cpu() -> jax.Device | None:
+    """Who counts FLOPs: plugins, such as that of a GPU, do not. None where JAX was told to have no CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

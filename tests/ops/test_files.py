@@ -99,6 +99,10 @@ def test_arrays_come_back_to_where_they_are_wanted(tmp_path: Path) -> None:
     assert not load(tmp_path / "file", like={"x": x})["x"].committed
     save(tmp_path / "file", {"x": jax.device_put(x, sharding)})
     same(load(tmp_path / "file", like={"x": x}), {"x": x})
+    with jax.set_mesh(cpu_mesh(jax.sharding.AxisType.Explicit, batch=2)):
+        shape = jax.eval_shape(lambda: jax.reshard(jnp.zeros(8), jax.P("batch")))
+        again = load(tmp_path / "file", like={"x": shape})["x"]
+        assert again.sharding == jax.reshard(x, jax.P("batch")).sharding
 
 
 # The format, as others read and write it
@@ -120,6 +124,16 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
     places = sorted(said["data_offsets"] for said in header.values())
     assert [places[0][0], *(end for _, end in places)] == [*(start for start, _ in places), len(data)]  # without a gap
     assert ((tmp_path / "file").stat().st_size - len(data)) % 8 == 0
+
+
+def test_every_array_is_aligned(tmp_path: Path) -> None:
+    """As those read them who map a file into memory and copy nothing."""
+    dtypes = [jnp.int8, jnp.bfloat16, jnp.float32, jnp.float64, jnp.bool_, jnp.float16, jnp.int32]
+    save(tmp_path / "file", {str(i): np.ones(3, dtype) for i, dtype in enumerate(dtypes)})
+    header, data = read(tmp_path / "file")
+    before = (tmp_path / "file").stat().st_size - len(data)
+    for i, dtype in enumerate(dtypes):
+        assert (before + header[str(i)]["data_offsets"][0]) % jnp.dtype(dtype).itemsize == 0
 
 
 def test_a_file_of_another_program_is_read(tmp_path: Path) -> None:
@@ -234,9 +248,11 @@ BROKEN: dict[str, tuple[Any, int]] = {
     "x should lie at 0 to 12, but lies at 0 to 8": (entry(shape=[3]), 8),
     "x should lie at 0 to 8, but lies at 4 to 12": (entry(data_offsets=[4, 12]), 12),
     "x should lie at 0 to -8, but lies at 0 to -8": (entry(shape=[-2], data_offsets=[0, -8]), 0),
-    "KeyError('F33')": (entry(dtype="F33"), 8),
+    "x has the dtype F33, but load knows F64, F32, F16,": (entry(dtype="F33"), 8),
+    "KeyError('shape')": ({"x": {"dtype": "F32", "data_offsets": [0, 8]}}, 8),
     "AttributeError(": ("x", 8),
-    "TypeError(": ({"x": 3}, 8),
+    "TypeError(\"'int'": ({"x": 3}, 8),
+    "TypeError(\"'float'": (entry(shape=[math.inf]), 8),
 }  # fmt: skip
 
 
@@ -244,7 +260,7 @@ BROKEN: dict[str, tuple[Any, int]] = {
 def test_a_damaged_file_is_refused(fault: str, tmp_path: Path) -> None:
     header, size = BROKEN[fault]
     written(tmp_path / "file", header, bytes(size))
-    with pytest.raises(ValueError, match=rf"^load: .*file is no whole safetensors file: {re.escape(fault)}"):
+    with pytest.raises(ValueError, match=rf"^load: .*file cannot be read as safetensors: {re.escape(fault)}"):
         load(tmp_path / "file", like={"x": jnp.ones(2, jnp.float32)})
 
 
@@ -254,7 +270,12 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     raw = (tmp_path / "whole").read_bytes()
     for size in (0, 1, 7, 8, 9, len(raw) // 3, math.ceil(len(raw) / 2), len(raw) - 1):
         (tmp_path / "part").write_bytes(raw[:size])
-        with pytest.raises(ValueError, match="is no whole safetensors file"):
+        with pytest.raises(ValueError, match="cannot be read as safetensors"):
             load(tmp_path / "part", like=tree)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none", like=tree)
+
+
+def test_a_message_does_not_show_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes((500).to_bytes(8, "little") + b"\xff" * 500)
+    assert len(refusal(lambda: load(tmp_path / "file", like=made()), ValueError)) < 200 + len(str(tmp_path))

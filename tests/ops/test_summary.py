@@ -170,6 +170,41 @@ def test_a_layer_of_ones_own_has_a_line() -> None:
     assert cost.parameters == 1 and cost.output == (2, 3, 4) and "twice" in cost.layer
 
 
+def test_a_layer_of_which_a_part_is_replaced_is_ones_own() -> None:
+    """It computes what it was given, and does not say that the call which built it would."""
+    init, apply = net = serial(Dense(2), Flatten())
+
+    def narrow(params: Any, state: Any, x: jax.Array, **options: Any) -> Any:
+        y, state = apply(params, state, x, **options)
+        return y[:, :1], state
+
+    other = net._replace(apply=narrow)
+    assert other.init is init and isinstance(other, Layer)
+    found = summary(other, (5, 3)).total
+    assert found.output == (5, 1) and not found.parts and "serial" not in found.layer
+
+
+def test_flops_are_counted_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the default device is: JAX counts none on that of a plugin. Without a CPU, nobody counts."""
+    asked = []
+    count = jax.stages.Lowered.cost_analysis
+
+    def counted(lowered: jax.stages.Lowered) -> Any:
+        asked.append(jax.config.jax_default_device)  # type: ignore[attr-defined]
+        return count(lowered) if asked[-1] is not None else None
+
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", counted)
+    with jax.default_device(None):
+        assert summary(Dense(7), (3, 5)).total.flops == 3 * 7 * (2 * 5 + 1)
+        assert asked[0].platform == "cpu"
+
+        def without(**_: Any) -> list[jax.Device]:
+            raise RuntimeError("Unknown backend cpu")
+
+        monkeypatch.setattr(jax, "local_devices", without)
+        assert " ? " in str(summary(Dense(7), (3, 5)))
+
+
 def test_a_layer_prints_as_it_was_built() -> None:
     for layer, written in (
         (Conv(8, 3, stride=(2, 1), bias=True, groups=None), "Conv(8, 3, stride=(2, 1), groups=None)"),
