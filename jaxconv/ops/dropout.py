@@ -9,19 +9,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxconv.ops.arguments import Rules, check_rules, floating, number
-from jaxconv.ops.binding import Derivative, apply
+from jaxconv.ops.binding import linear, linear_pair
 
 
-def _drop(keep: float, x: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
+def _drop(x: jax.Array, mask: jax.Array, static: float) -> jax.Array:
+    """`static` is the share that is kept."""
+    return jnp.where(mask, x / jnp.asarray(static, x.dtype), 0)
 
 
-_DROPOUT = Derivative(
-    primal=_drop,
-    forward=lambda keep, x, mask: (_drop(keep, x, mask), mask),
-    tangent=lambda keep, mask, t, _: _drop(keep, t, mask),
-    cotangent=lambda keep, mask, g: (_drop(keep, g, mask), None),
-)
+_DROPOUT = linear_pair("dropout", _drop, _drop)
 
 
 def check_rate(function: str, rate: Any) -> float:
@@ -73,4 +69,4 @@ def dropout(x: ArrayLike, rate: float, key: jax.Array, *, rules: Rules = "fast")
     if rate == 0:
         return x
     mask = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
-    return apply(rules, _DROPOUT, 1 - rate, x, mask)
+    return linear(rules, _DROPOUT, 1 - rate, x, mask)

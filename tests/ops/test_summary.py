@@ -91,6 +91,7 @@ def test_what_single_layers_keep() -> None:
         (Conv(5, 3), {"fast": 4 * n, "autodiff": 4 * n}),  # x
         (Dense(5), {"fast": 4 * n, "autodiff": 4 * n}),
         (MaxPool(2), {"fast": n // 4}),  # which of the four, in a byte
+        (Dropout(0.5), {"fast": n, "rotated": n}),  # the mask
         (Flatten(), {"fast": 0, "autodiff": 0}),
     ):
         for rules, held in numbers.items():
