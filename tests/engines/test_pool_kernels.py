@@ -134,9 +134,9 @@ def test_max_pools_are_the_plain_ones_to_the_last_bit(seed: int) -> None:
 
         @jax.jit
         def native(x: Any, g: Any, geometry: Geometry = d.geometry) -> Any:
-            y, winner = max_pool._remembered(x, static=geometry)
+            y, winner = max_pool.REMEMBERED(x, static=geometry)
             (largest,) = max_pool._largest(x, static=geometry)
-            pair = max_pool._at_winner
+            pair = max_pool.AT_WINNER
             taken = pair.apply(x, winner, static=geometry)
             return y, winner, largest, taken, pair.transpose(g, winner, static=geometry)
 

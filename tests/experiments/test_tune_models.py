@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments import train, tune_models
+from experiments import train, trainer, tune_models
 from jaxconv import load_rules, softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -31,7 +31,7 @@ def test_rules_of_a_network_are_written_and_train(tmp_path: Path, monkeypatch: p
         used.append(rules)
         return softmax_cross_entropy(*args, rules=rules, **options)
 
-    monkeypatch.setattr(train, "softmax_cross_entropy", loss)
+    monkeypatch.setattr(trainer, "softmax_cross_entropy", loss)
     summary = train.run(
         train.Config(data="digits", epochs=1, rules=tmp_path / "tuned" / "lenet5.json"), Console(quiet=True)
     )
