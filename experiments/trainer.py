@@ -186,15 +186,19 @@ class Trainer:
 
     def batches(self, part: str, rows: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
         """These rows of a part, a batch at a time, on their way to the device."""
-        images, labels = getattr(self.dataset, f"{part}_images"), getattr(self.dataset, f"{part}_labels")
+        images, labels = self._held(part)
         return ((self.devices.put(images[batch]), self.devices.put(labels[batch])) for batch in rows)
 
     def resident(self, part: str) -> tuple[jax.Array, jax.Array]:
         """Images and labels of a part, on the device from the first use on."""
         if part not in self._resident:
-            images, labels = getattr(self.dataset, f"{part}_images"), getattr(self.dataset, f"{part}_labels")
+            images, labels = self._held(part)
             self._resident[part] = self.devices.put(images), self.devices.put(labels)
         return self._resident[part]
+
+    def _held(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a part, on the host."""
+        return getattr(self.dataset, f"{part}_images"), getattr(self.dataset, f"{part}_labels")
 
     def _count_batch(
         self, params: Any, state: Any, pixels: jax.Array, labels: jax.Array, real: jax.Array

@@ -96,8 +96,7 @@ def opened(options: Options) -> dict[str, Any]:
     """The report so far: that of an earlier run in the same setting, or a new one."""
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
-        "machine": machine("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
-        | {VARIABLE: os.environ.get(VARIABLE)},
+        "machine": machine(*PACKAGES) | {VARIABLE: os.environ.get(VARIABLE)},
         "table": options.table,
         "dtype": options.dtype,
         "engine": options.engine,

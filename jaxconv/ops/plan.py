@@ -24,6 +24,10 @@ class Choice(NamedTuple):
     holds: str
 
 
+# Of anything under rules="autodiff".
+BY_JAX = Choice("lax", "rules='autodiff': JAX differentiates it", "nothing")
+
+
 class Plan(NamedTuple):
     """The choice for each of the three maps: `.formulation`, `.why`, and what it `.holds` in memory."""
 

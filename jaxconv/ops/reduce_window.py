@@ -19,7 +19,7 @@ from jaxconv.geometry import Geometry, Layout
 from jaxconv.ops.arguments import Rules
 from jaxconv.ops.binding import apply, linear
 from jaxconv.ops.max_pool import MAX_POOL
-from jaxconv.ops.plan import Choice
+from jaxconv.ops.plan import BY_JAX, Choice
 from jaxconv.ops.pool import WINDOW_SUM
 from jaxconv.rules.fast import choice
 
@@ -98,9 +98,8 @@ TOTAL = ("sum", "spread")
 def chosen(kinds: tuple[str, str], rules: Rules, of: Windows, platform: str, dtype: Any) -> dict[str, Choice]:
     """What computes a pool and its gradient, as the lowering of its primitives chooses."""
     if rules == "autodiff":
-        return dict.fromkeys(("pool", "gradient"), Choice("lax", "rules='autodiff': JAX differentiates it", "nothing"))
-    off = loading.why_off() and f"the native engine is off: {loading.why_off()}"
-    off = off if platform == "cpu" else "the native engine computes on CPUs"
+        return dict.fromkeys(("pool", "gradient"), BY_JAX)
+    off = loading.why_not_on(platform)
     layout = of.geometry.layout
     y = of.geometry.y_shape(of.given[layout.x[0]], of.given[layout.x[1]])
     holds = ("the winning tap of each window" if kinds == MAXIMUM else "nothing", "nothing")

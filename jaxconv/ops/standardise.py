@@ -29,7 +29,7 @@ from jaxconv.engines.onednn.norms import gradient
 from jaxconv.forward import inverse_root, mean
 from jaxconv.ops.arguments import Rules, floating, number, same_dtype
 from jaxconv.ops.binding import Derivative, apply
-from jaxconv.ops.plan import Choice
+from jaxconv.ops.plan import BY_JAX, Choice
 from jaxconv.windows import accumulator, widened
 
 
@@ -235,11 +235,9 @@ def computed_by(
 ) -> dict[str, Choice]:
     """What computes a normalisation and its gradient, as the lowering of its primitives chooses."""
     if rules == "autodiff":
-        return dict.fromkeys(("norm", "gradient"), Choice("lax", "rules='autodiff': JAX differentiates it", "nothing"))
+        return dict.fromkeys(("norm", "gradient"), BY_JAX)
     scale, _ = jax.eval_shape(_parameters, x, scale, shift)
-    taken: Any = loading.why_off() and f"the native engine is off: {loading.why_off()}"
-    taken = taken if platform == "cpu" else "the native engine computes on CPUs"
-    taken = taken or gradient(over.axes, over.centred, 0, x, x, mu, inverse, scale)
+    taken = loading.why_not_on(platform) or gradient(over.axes, over.centred, 0, x, x, mu, inverse, scale)
     why = taken if isinstance(taken, str) else "one walk over memory for each of two passes"
     return {
         "norm": Choice("XLA", "forwards XLA is as fast as a kernel", "x and its moments"),

@@ -214,12 +214,8 @@ class _Reading:
         return {((atom, place),): 1.0}
 
     def _constant(self, v: Any) -> Polynomial:
-        number = np.asarray(v.val) if np.ndim(v.val) == 0 else None
-        if number is None or not (np.issubdtype(number.dtype, np.number) or number.dtype == bool):
-            return self._opaque(v, fixed=True)
-        if np.iscomplexobj(number):
-            return self._opaque(v, fixed=True)
-        return polynomials.constant(float(number))
+        kind = np.asarray(v.val).dtype.kind if np.ndim(v.val) == 0 else ""
+        return polynomials.constant(float(v.val)) if kind in ("b", "i", "u", "f") else self._opaque(v, fixed=True)
 
     def _remember(self, v: Any, a: Polynomial) -> None:
         """The variables that are an atom and no more of the same, as operands of a norm."""

@@ -73,6 +73,13 @@ def why_off() -> str | None:
     return reason.text if reason else None
 
 
+def why_not_on(platform: str) -> str | None:
+    """Why no kernel of the native engine computes on a platform; None where they do."""
+    if platform != "cpu":
+        return "the native engine computes on CPUs"
+    return f"the native engine is off: {off}" if (off := why_off()) else None
+
+
 def about() -> About:
     """What computes: oneDNN's version, its instruction set, and the threads, as XLA says when it is asked."""
     numbers = _numbers(library().jaxconv_onednn_version)

@@ -65,8 +65,8 @@ def offer(call: Call) -> Formulation | str:
         return "XLA was asked for"
     if call.platform != PLATFORM:
         return "oneDNN computes on CPUs, in programs that XLA does not split over devices"
-    if off := loading.why_off():
-        return f"the native engine is off: {off}"
+    if off := loading.why_not_on(call.platform):
+        return off
     layer = Layer(call.batch, call.inputs, call.outputs)
     taken, said = convolution.answer(call.map, call.dtype, call.result, call.geometry, layer)
     if call.map == "kernel_grad" and not (taken and DEPTHWISE in said) and _own_takes(call):
