@@ -111,8 +111,8 @@ class Checkpoints:
             return configuration.from_json(journal["config"]), journal["measured"]
         except (KeyError, TypeError) as error:
             raise UsageError(
-                f"{self.folder / str(self.steps()[-1])} was written by another program or version: {error!r} is not "
-                "what this one has. It is left as it is; continue it with that version, or name another folder."
+                f"{self.folder / str(self.steps()[-1])} was written by another program or version: {error!r}. It "
+                "is left as it is; continue it with that version, or name another folder."
             ) from error
 
 

@@ -52,7 +52,7 @@ class Trainer:
     """One training from its first step to its last."""
 
     def __init__(self, config: Config, dataset: data.Dataset) -> None:
-        assert config.epochs is not None and config.batch_size is not None
+        assert config.epochs is not None and config.batch_size is not None and config.weight_decay is not None
         self.config, self.dataset, self.batch_size = config, dataset, config.batch_size
         self.rules = rules_of(config)
         self.net: Layer = MODELS[config.model](len(dataset.classes))
@@ -63,8 +63,8 @@ class Trainer:
         self.per_epoch = len(dataset.train_labels) // config.batch_size
         self.steps = config.epochs * self.per_epoch
         self.schedule = learning_rate(config, self.steps)
-        self.optimizer = OPTIMIZERS[config.optimizer][0](self.schedule)
-        if config.clip is not None:
+        self.optimizer = OPTIMIZERS[config.optimizer].make(self.schedule, config.weight_decay)
+        if config.clip is not None:  # of the loss's gradient, before weights decay
             self.optimizer = optax.chain(optax.clip_by_global_norm(config.clip), self.optimizer)
         params, state, _ = self.net.init(key, (config.batch_size, *dataset.train_images.shape[1:]))
         params = jax.tree.map(lambda a: a.astype(self.wide), params)

@@ -233,12 +233,17 @@ def test_a_checkpoint_of_something_else_is_refused(killed: Path) -> None:
     assert held(killed) == before
 
 
-def test_a_checkpoint_of_another_version_is_refused(killed: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(lambda config: config | {"pruning": 0.5}, "pruning"), (lambda config: config.pop("clip") or config, "clip")],
+    ids=["later", "earlier"],
+)
+def test_a_checkpoint_of_another_version_is_refused(change: Any, name: str, killed: Path) -> None:
     journal = killed / checkpoints.FOLDER / "30" / "journal" / "metadata"
     content = json.loads(journal.read_text())
-    content["config"]["pruning"] = 0.5
+    content["config"] = change(content["config"])
     journal.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match=r"was written by another program or version: .*'pruning'"):
+    with pytest.raises(UsageError, match=rf"was written by another program or version: .*'{name}'"):
         train.run(small(out=killed, resume=True), QUIET)
 
 
