@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from experiments import augmentation
+from experiments import augmentation, data
 from jaxconv import load_rules
 from jaxconv.rules import RULE_SETS
 
@@ -60,6 +60,8 @@ class Config:
     """Where the original files are or go; by default $JAXCONV_DATA, else a user cache."""
     data_on: Literal["device", "host"] | None = None
     """Where the images are while they train; by default on the device if they take less than half of its memory."""
+    examples: int | None = None
+    """Use only the first so many of each part, to try something out; by default all."""
     augment: tuple[augmentation.Name, ...] | None = None
     """What is done to training images, in this order; by default crop flip cutout for cifar10, nothing for others."""
     model: Literal["article", "cnn", "lenet5", "vgg", "resnet18", "mobilenet_v2", "convnext"] = "cnn"
@@ -192,6 +194,8 @@ def check_loop(config: Any, examples: int) -> None:
 
 def check(config: Config, examples: int) -> None:
     """Refuse a run that cannot work, before any work."""
+    if config.examples is not None and config.batch_size is not None and config.examples < config.batch_size:
+        raise UsageError(f"--examples must be at least --batch-size, but {config.examples} < {config.batch_size}.")
     check_loop(config, examples)
     if config.weight_decay is not None and not 0 <= config.weight_decay < float("inf"):
         raise UsageError(f"--weight-decay must be at least 0 and finite, but is {config.weight_decay}.")
@@ -218,6 +222,21 @@ def check(config: Config, examples: int) -> None:
         )
     if config.resume and config.overwrite:
         raise UsageError("--resume continues a run and --overwrite deletes it. Say one of them.")
+
+
+def dataset_of(config: Config) -> data.Dataset:
+    """The images that `--data` names, of each part the first `--examples`."""
+    dataset = data.load(config.data, config.data_dir)
+    if config.examples is None:
+        return dataset
+    held = len(dataset.train_labels)
+    if not 1 <= config.examples <= held:
+        raise UsageError(
+            f"--examples must satisfy 1 <= examples <= {held}, the training examples of {config.data}, "
+            f"but is {config.examples}."
+        )
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    return dataset._replace(**{part: getattr(dataset, part)[: config.examples] for part in parts})
 
 
 def rules_of(config: Config) -> Any:

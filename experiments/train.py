@@ -46,7 +46,7 @@ from rich.console import Console
 
 from experiments import checkpoints, data, plots
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.config import Config, UsageError, check, check_same, remedies
+from experiments.config import Config, UsageError, check, check_same, dataset_of, remedies
 from experiments.devices import join, leads, together
 from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
@@ -183,7 +183,7 @@ def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
-    dataset = data.load(config.data, config.data_dir)
+    dataset = dataset_of(config)
     check(config, len(dataset.train_labels))
     trainer, measured, store = Trainer(config, dataset), Measured(), None
     if config.out is not None:
@@ -266,7 +266,7 @@ def restored(out: Path, data_dir: Path | None = None) -> Iterator[Trainer]:
     config, _ = store.config()
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     with precision(config.dtype):
-        trainer = Trainer(config, data.load(config.data, config.data_dir))
+        trainer = Trainer(config, dataset_of(config))
         trainer.carry = store.carry(trainer.carry)
         store.close()
         yield trainer
@@ -278,8 +278,8 @@ def evaluate(config: Config, console: Console) -> tuple[float, float]:
     with restored(config.evaluate, config.data_dir) as trainer:
         loss, accuracy = trainer.evaluate()
     console.print(
-        f"{trainer.config.model} on the test part of {trainer.config.data}, step {trainer.step:,} of "
-        f"{trainer.steps:,}: test accuracy [bold]{accuracy:.2%}[/], test loss {loss:.4f}",
+        f"{trainer.config.model} on {len(trainer.dataset.test_labels):,} test images of {trainer.config.data}, "
+        f"step {trainer.step:,} of {trainer.steps:,}: test accuracy [bold]{accuracy:.2%}[/], test loss {loss:.4f}",
         soft_wrap=True,
         highlight=False,
     )

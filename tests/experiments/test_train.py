@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from experiments import config, data, plots, rules_agree, train
+from experiments.checkpoints import Checkpoints
 from experiments.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,18 @@ def test_evaluation_counts_every_example_exactly_once() -> None:
         assert ours[1] == exact and abs(ours[0] - loss) < 1e-5
 
 
+def test_the_first_examples_of_each_part_are_what_a_run_is_of(tmp_path: Path) -> None:
+    digits, few, many = (config.dataset_of(train.Config(examples=count)) for count in (None, 100, 1000))
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        whole = getattr(digits, name)
+        assert np.array_equal(getattr(few, name), whole[:100]) and np.array_equal(getattr(many, name), whole[:1000])
+    assert len(few.test_labels) == 100 and len(many.test_labels) == 359
+    summary = train.run(small(examples=100, batch_size=50, out=tmp_path), QUIET)
+    assert Checkpoints(tmp_path).steps() == [2]
+    found = train.evaluate(train.Config(evaluate=tmp_path), QUIET)
+    assert found == (summary["test_loss"], summary["test_accuracy"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_dtypes_learn(dtype: str) -> None:
     summary = train.run(small(dtype=dtype, model="cnn", epochs=4), QUIET)
@@ -125,6 +138,9 @@ def test_a_clipped_step_is_no_longer_than_the_clip() -> None:
         ({"epochs": 0}, "--epochs must be at least 1, but 0 < 1."),
         ({"batch_size": 0}, "1 <= batch size <= training examples, but is 0 for 1438 examples"),
         ({"batch_size": 1439}, "but is 1439 for 1438 examples of digits"),
+        ({"examples": 0}, "--examples must satisfy 1 <= examples <= 1438, the training examples of digits, but is 0."),
+        ({"examples": 1439}, "1 <= examples <= 1438, the training examples of digits, but is 1439."),
+        ({"examples": 63}, "--examples must be at least --batch-size, but 63 < 64."),
         ({"learning_rate": -1.0}, "--learning-rate must be positive and finite, but is -1.0."),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive and finite, but is nan."),
         ({"clip": 0.0}, "--clip must be positive and finite, but is 0.0."),

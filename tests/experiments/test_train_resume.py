@@ -180,6 +180,7 @@ def test_evaluate_says_how_good_a_checkpoint_is(
     [
         ({"learning_rate": 0.25}, r"started with --learning-rate 0.001, but this one says --learning-rate 0.25. Say"),
         ({"epochs": 3}, r"started with --epochs 2, but this one says --epochs 3"),
+        ({"examples": 640}, r"started with --examples None, but this one says --examples 640. Say --examples None"),
         ({"model": "cnn"}, r"started with --model article, but"),
         ({"augment": ("crop", "flip")}, r"but this one says --augment crop flip"),
     ],
