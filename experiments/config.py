@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from experiments import augmentation, data
+from experiments import augmentation, data, own_data
 from jaxconv import load_rules
 from jaxconv.rules import RULE_SETS
 
@@ -54,12 +55,15 @@ OPTIMIZERS = {
 class Config:
     """Train a CNN with hand-written gradients."""
 
-    data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
-    """Real images: the 8×8 digits that scikit-learn ships, or an original data set."""
+    data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] | Path = "digits"
+    """Real images: the 8×8 digits that scikit-learn ships, or an original data set; or a folder with images of your own
+    in train_images.npy and test_images.npy, uint8 (N, H, W, C) or (N, H, W), and labels 0, 1, … in train_labels.npy and
+    test_labels.npy."""
     data_dir: Path | None = None
     """Where the original files are or go; by default $JAXCONV_DATA, else a user cache."""
     data_on: Literal["device", "host"] | None = None
-    """Where the images are while they train; by default on the device if they take less than half of its memory."""
+    """Where the images are while they train; by default on the device if they take at most half of its memory, which
+    is a CPU's main memory."""
     examples: int | None = None
     """Use only the first so many of each part, to try something out; by default all."""
     augment: tuple[augmentation.Name, ...] | None = None
@@ -121,8 +125,9 @@ class Config:
         small, optimizer = self.data == "digits", OPTIMIZERS[self.optimizer]
         return dataclasses.replace(
             self,
+            data=Path(os.path.abspath(self.data.expanduser())) if isinstance(self.data, Path) else self.data,
             loop=jax.default_backend() != "cpu" if self.loop is None else self.loop,
-            augment=augmentation.USUAL.get(self.data, ()) if self.augment is None else self.augment,
+            augment=augmentation.USUAL.get(str(self.data), ()) if self.augment is None else self.augment,
             epochs=(20 if small else 5) if self.epochs is None else self.epochs,
             batch_size=(64 if small else 128) if self.batch_size is None else self.batch_size,
             learning_rate=optimizer.learning_rate if self.learning_rate is None else self.learning_rate,
@@ -150,7 +155,8 @@ def from_json(content: dict[str, Any]) -> Config:
     Raises:
       KeyError, TypeError: it was written by another version, which has other options.
     """
-    paths = {"data_dir", "out", "evaluate"} | (set() if content["rules"] in RULE_SETS else {"rules"})
+    paths = {"data_dir", "out", "evaluate"}
+    paths |= {option for option, names in (("data", data.NAMES), ("rules", RULE_SETS)) if content[option] not in names}
     options: dict[str, Any] = {
         k: Path(v) if k in paths and v is not None else tuple(v) if isinstance(v, list) else v
         for k, v in content.items()
@@ -226,7 +232,8 @@ def check(config: Config, examples: int) -> None:
 
 def dataset_of(config: Config) -> data.Dataset:
     """The images that `--data` names, of each part the first `--examples`."""
-    dataset = data.load(config.data, config.data_dir)
+    named = config.data
+    dataset = own_data.load(named) if isinstance(named, Path) else data.load(named, config.data_dir)
     if config.examples is None:
         return dataset
     held = len(dataset.train_labels)

@@ -42,7 +42,7 @@ class DataError(Exception):
 
 
 class Dataset(NamedTuple):
-    """Images (N, H, W, C) with labels (N,) in 0..9, and what `normalised` needs to know of the pixels."""
+    """Images (N, H, W, C) with labels (N,) from 0, and what `normalised` needs to know of the pixels."""
 
     name: str
     train_images: Pixels

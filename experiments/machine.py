@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxconv.engines.machine import processor
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -27,6 +31,16 @@ def machine(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
+
+
+def memory() -> float:
+    """Bytes of memory there are: in the machine, or in the container if that has fewer; where nobody says, no end."""
+    if sys.platform == "win32":
+        return float("inf")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max" is a container without a limit
+        limits.append(int(CONTAINER.read_text()))
+    return min(limits)
 
 
 def version(package: str) -> str | None:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
-import numpy as np
 
 from experiments.data import Dataset
+from experiments.machine import memory
 
 AHEAD = 2  # batches: one that is read while another is on its way to the device
 SHARE = 0.5  # of a device's memory, which activations and weights want, too
@@ -24,10 +24,9 @@ T = TypeVar("T")
 
 
 def fits(dataset: Dataset, device: jax.Device) -> bool:
-    """Whether the images may live on the device: they are no memory-mapped file, and leave half of its memory."""
-    parts = (dataset.train_images, dataset.test_images)
-    limit = (device.memory_stats() or {}).get("bytes_limit", float("inf"))  # a CPU has no limit of its own
-    return not any(isinstance(a, np.memmap) for a in parts) and sum(a.nbytes for a in parts) <= SHARE * limit
+    """Whether the images may live on the device: they leave half of its memory, a CPU's being that of the machine."""
+    limit = (device.memory_stats() or {}).get("bytes_limit", memory())
+    return dataset.train_images.nbytes + dataset.test_images.nbytes <= SHARE * limit
 
 
 def prefetched(batches: Iterator[T], ahead: int = AHEAD) -> Iterator[T]:

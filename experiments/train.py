@@ -2,6 +2,7 @@
 
     python -m experiments.train                            # 8×8 digits, under a minute on two cores
     python -m experiments.train --data mnist --epochs 5    # 60,000 digits
+    python -m experiments.train --data FOLDER --epochs 5   # images of your own, in .npy files
     python -m experiments.train --rules textbook           # the same run by the articles' sums
     python -m experiments.train --out run --resume         # goes on where it was killed
     python -m experiments.train --evaluate run             # how good its last checkpoint is

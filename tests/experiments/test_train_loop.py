@@ -42,7 +42,7 @@ def test_steps_in_a_loop_or_begun_ahead_or_streamed_are_equal_to_single_steps(tm
     single, looped, ahead = (trainer(model="cnn", loop=loop) for loop in (None, True, False))
     np.save(tmp_path / "images.npy", DIGITS.train_images)
     mapped = DIGITS._replace(train_images=np.load(tmp_path / "images.npy", mmap_mode="r"))
-    streamed = trainer(mapped, model="cnn")
+    streamed = trainer(mapped, model="cnn", data_on="host")
     assert [t.data_on for t in (looped, ahead, streamed)] == ["device", "device", "host"]
     one, by_one = [], np.asarray(single.order(0))[: 11 * 128].reshape(11, 128)
     for rows in [*by_one, *np.asarray(single.order(1))[: 3 * 128].reshape(3, 128)]:
