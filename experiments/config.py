@@ -56,14 +56,11 @@ class Config:
     """Train a CNN with hand-written gradients."""
 
     data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] | Path = "digits"
-    """Real images: the 8×8 digits that scikit-learn ships, or an original data set; or a folder with images of your own
-    in train_images.npy and test_images.npy, uint8 (N, H, W, C) or (N, H, W), and labels 0, 1, … in train_labels.npy and
-    test_labels.npy."""
+    """Real images: the 8×8 digits that scikit-learn ships, an original data set, or a folder of yours (see above)."""
     data_dir: Path | None = None
     """Where the original files are or go; by default $JAXCONV_DATA, else a user cache."""
     data_on: Literal["device", "host"] | None = None
-    """Where the images are while they train; by default on the device if they take at most half of its memory, which
-    is a CPU's main memory."""
+    """Where the images are while they train; by default on the device if they take at most half of its memory."""
     examples: int | None = None
     """Use only the first so many of each part, to try something out; by default all."""
     augment: tuple[augmentation.Name, ...] | None = None
@@ -81,8 +78,7 @@ class Config:
     learning_rate: float | None = None
     """Peak learning rate; the default depends on the optimizer."""
     weight_decay: float | None = None
-    """Added, times the kernels, to their gradient, for adamw and lion to their step; kernels are the arrays of two or
-    more axes: no bias, no scale or shift of a norm. By default 0.01 for adamw, 0.001 for lion, 0 for the others."""
+    """So much of each kernel is added to its gradient, by default 0; to the step of adamw (0.01) and lion (0.001)."""
     clip: float | None = None
     """The longest gradient, over all weights, that a step may follow; a longer one is scaled down to it."""
     schedule: Literal["constant", "cosine", "warmup-cosine", "linear"] = "cosine"

@@ -2,7 +2,7 @@
 
     python -m experiments.train                            # 8×8 digits, under a minute on two cores
     python -m experiments.train --data mnist --epochs 5    # 60,000 digits
-    python -m experiments.train --data FOLDER --epochs 5   # images of your own, in .npy files
+    python -m experiments.train --data FOLDER              # images of your own, in .npy files
     python -m experiments.train --rules textbook           # the same run by the articles' sums
     python -m experiments.train --out run --resume         # goes on where it was killed
     python -m experiments.train --evaluate run             # how good its last checkpoint is
@@ -11,7 +11,14 @@
 
 The images live on the device, where they are shuffled and augmented. There a compiled loop takes as many steps as fill
 about a second (`--steps-per-call`) before the host looks; on a CPU the host begins them one by one, without waiting.
-Images that do not fit are streamed to the device. None of that changes what is computed.
+Images that would take more than half of the device's memory (a CPU's is the machine's) are streamed to it. None of that
+changes what is computed.
+
+A FOLDER of your own holds `train_images.npy` and `test_images.npy`, uint8 (N, H, W, C) or (N, H, W), and
+`train_labels.npy` and `test_labels.npy`, integers from 0 without gaps. They are mapped, so they may be larger than the
+memory, and read once before the first step, for mean and standard deviation.
+
+`--weight-decay` is of kernels, the arrays of two or more axes: no bias decays, and no scale or shift of a norm.
 
 With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `times.jsonl` (how long each took), `summary.json`,
 `curve.png`, `filters.png` and checkpoints, one after each epoch and every `--checkpoint-every` steps, of which the last
