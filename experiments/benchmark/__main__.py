@@ -42,6 +42,7 @@ from experiments.memory import VARIABLE, in_large_pages
 from experiments.stopping import raise_on_signals, received
 
 PACKAGES = ("jaxconv", "jax", "jaxlib", "flax", "equinox", "torch")
+Peer = Literal["xla", "waiting", "flax", "flax+manual", "equinox", "equinox+manual", "torch"]
 QUICK = Budget(seconds=0.2, least=2, most=10)
 
 
@@ -51,17 +52,18 @@ class Options:
 
     filter: str = ""
     """Only rows whose name matches this regular expression; × may be written x, ² ^2 and → ->."""
-    table: Literal["main", "networks"] = "main"
-    """Which rows there are: a few layers of every kind, pools and training steps, or the layers of known networks."""
+    table: Literal["main", "networks", "trainings"] = "main"
+    """Which rows there are: a few layers of every kind, pools and training steps; the layers of known networks; or
+    whole trainings, which take minutes each."""
     engine: Literal["auto", "xla", "onednn"] = "auto"
     """Who computes jaxconv's convolutions; pools, dense layers and whole networks choose for themselves."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of all arrays; in training steps the weights stay float32."""
-    columns: tuple[Literal["xla", "flax", "flax+manual", "equinox", "equinox+manual", "torch"], ...] | None = None
-    """Beside jaxconv and jax.grad; by default what is installed. "xla" is jaxconv without its native engine, "+manual"
-    another library's network with jaxconv's rules in it; Equinox has networks only."""
+    columns: tuple[Peer, ...] | None = None
+    """Beside jaxconv and jax.grad; by default what is installed. "xla" is jaxconv without its native engine, "waiting"
+    a training whose host waits for every step, "+manual" another library's network with jaxconv's rules in it."""
     seconds: float = 3.0
-    """How long the columns of a row take turns, within 7 and 100 rounds."""
+    """How long the columns of a row take turns, within 7 and 100 rounds; whole trainings have 5, or 3 to a goal."""
     batch: int = 1
     """Multiplies the batch of layers, pools and training steps: a GPU has little to do with those of a CPU."""
     quick: bool = False
@@ -85,11 +87,14 @@ def chosen(pattern: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return found
 
 
-def peers(columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    here = installed()
-    if missing := [column for column in columns or () if column not in here]:
-        raise UsageError(f"--columns {missing[0]}: is not installed, or not for JAX's device: {jax.default_backend()}.")
-    return here if columns is None else tuple(dict.fromkeys(columns))
+def peers(columns: tuple[str, ...] | None, table: str) -> tuple[str, ...]:
+    here, has = installed(), TABLES[table].peers
+    for column in columns or ():
+        if column not in here:
+            raise UsageError(f"--columns {column}: is not installed, or not for JAX's device: {jax.default_backend()}.")
+        if column not in has:
+            raise UsageError(f"--columns {column}: has no row in --table {table}, of which there are {', '.join(has)}.")
+    return tuple(c for c in here if c in has) if columns is None else tuple(dict.fromkeys(columns))
 
 
 def opened(options: Options) -> dict[str, Any]:
@@ -146,8 +151,8 @@ def write(report: dict[str, Any], path: Path) -> None:
 
 def run(options: Options, console: Console, stop: Callable[[], None] = lambda: None) -> int:
     """Measure what the options say; `stop` is called between rows, and may raise."""
-    every = TABLES[options.table](options.batch)
-    rows, columns = chosen(options.filter, every), peers(options.columns)
+    every = TABLES[options.table].of(options.batch)
+    rows, columns = chosen(options.filter, every), peers(options.columns, options.table)
     if options.list:
         for row in rows:
             console.print(row.name, highlight=False)

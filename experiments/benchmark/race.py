@@ -77,11 +77,12 @@ def agree(name: str, result: dict[str, Any] | None, reference: dict[str, Any] | 
 
 
 class Budget(NamedTuple):
-    """When a race ends: after `seconds`, but within these numbers of rounds."""
+    """When a race ends: after `seconds`, but within these numbers of rounds; a turn of `single` ones is one call."""
 
     seconds: float
     least: int
     most: int
+    single: bool = False
 
 
 def race(
@@ -116,7 +117,8 @@ def race(
         return (clock() - start) / repeats
 
     repeats = dict.fromkeys(contestants, 1)
-    for _ in range(2 if pipelined else 1):  # calls that are under way together take less each than one alone
+    # Calls that are under way together take less each than one alone.
+    for _ in range(0 if budget.single else 2 if pipelined else 1):
         for name, c in contestants.items():
             repeats[name] = max(1, min(1000, math.ceil(TURN_SECONDS / max(turn(c, repeats[name]), 1e-9))))
     names, end = list(contestants), clock() + budget.seconds

@@ -17,6 +17,7 @@ from experiments.plots import save
 SLOWER = 0.95
 LARGER = 1.25
 _GREYS = {
+    "waiting": ("^", "white"),
     "flax": ("o", "white"), "flax+manual": ("o", "black"),
     "equinox": ("s", "white"), "equinox+manual": ("s", "black"),
     "torch": ("D", "black"),
@@ -43,7 +44,9 @@ def line(row: dict[str, Any], columns: tuple[str, ...]) -> Table:
     to its temporary memory."""
     grid = _grid(columns)
     if "ms" in row:
-        cells = [f"{row['ms'][OURS]['median']:.3g}", *(_ratio(row, c) for c in columns), _times(row["temporary_ratio"])]
+        ms = row["ms"][OURS]["median"]
+        own = f"{ms:.3g}" if ms < 1000 else f"{ms:,.0f}"
+        cells = [own, *(_ratio(row, c) for c in columns), _times(row["temporary_ratio"])]
         grid.add_row(row["row"], *cells, style="red" if row["ratio"][REFERENCE]["median"] < SLOWER else "")
     else:
         grid.add_row(row["row"], "failed", style="red")
@@ -80,7 +83,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "slower": {name: value for name, value in ratio.items() if value < SLOWER},
         "larger": {
             name: size for name, size in memory.items()
-            if None not in size.values() and size[OURS] > LARGER * size[REFERENCE]
+            if size and None not in size.values() and size[OURS] > LARGER * size[REFERENCE]
         },
     }  # fmt: skip
 

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -21,17 +21,24 @@ from experiments.benchmark.race import Budget, Contestant, agree, contestant, ra
 from experiments.benchmark.steps import PER_EXAMPLE, RATES, STEPS, Network, objective, per_example, training
 from jaxconv.engines.onednn import loading
 
+if TYPE_CHECKING:
+    from experiments.benchmark.trainings import Training
+
 OURS, REFERENCE = "jaxconv", "jax.grad"
 # Ours without an engine, so that XLA alone computes.
 WITHOUT = "xla"
 # A library's own network, and the same with this library's rules in it.
 MANUAL = "+manual"
-PEERS = (WITHOUT, "flax", f"flax{MANUAL}", "equinox", f"equinox{MANUAL}", "torch")
+# Ours in a loop that waits for every step, in whole trainings.
+WAITING = "waiting"
+PEERS = (WITHOUT, WAITING, "flax", f"flax{MANUAL}", "equinox", f"equinox{MANUAL}", "torch")
 RULES = {OURS: "fast", REFERENCE: "autodiff", WITHOUT: "fast"}
 # How far two columns may be apart: a few roundings. In the whole gradient of a deep network there are many, and they
 # put one ReLU in a million on the other side of its kink, which alone moves a gradient by a thousandth.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
 DEEP_TOLERANCE = {"float32": 1e-2, "bfloat16": 6e-1, "float16": 8e-2}
+# Accuracies after an epoch: programs that meet the examples in another order learn another network.
+LEARNED_TOLERANCE = 0.05
 
 
 class Setting(NamedTuple):
@@ -40,10 +47,12 @@ class Setting(NamedTuple):
     dtype: str = "float32"
     engine: str = "auto"
 
-    def tolerance(self, deep: bool) -> float:
+    def tolerance(self, kind: str) -> float:
+        if kind == "training":
+            return LEARNED_TOLERANCE
         # On a GPU float32 is multiplied with the 10 bits of TensorFloat-32.
         tf32 = self.dtype == "float32" and jax.default_backend() != "cpu"
-        return (40 if tf32 else 1) * (DEEP_TOLERANCE if deep else TOLERANCE)[self.dtype]
+        return (40 if tf32 else 1) * (DEEP_TOLERANCE if kind in ("step", "per-example") else TOLERANCE)[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -52,19 +61,22 @@ class Row:
 
     Attributes:
       name: what is measured.
-      kind: "convolution", "pool", "per-example" or "step".
+      kind: "convolution", "pool", "per-example", "step" or "training".
       build: from a column and a setting to that column's contestants: by variant ("" if there is one only), nobody
         where the column has no such thing.
+      rounds: how many there are, each of one call, where a call takes so long that no budget says so; else None.
     """
 
     name: str
     kind: str
     build: Callable[[str, Setting], dict[str, Contestant]]
+    rounds: int | None = None
 
 
 def installed() -> tuple[str, ...]:
     """The peers that can be measured here: PyTorch only on the kind of device that JAX uses."""
-    found = [peer for peer in PEERS if peer != WITHOUT and importlib.util.find_spec(peer.removesuffix(MANUAL))]
+    libraries = [peer for peer in PEERS if peer not in (WITHOUT, WAITING)]
+    found = [WAITING, *(peer for peer in libraries if importlib.util.find_spec(peer.removesuffix(MANUAL)))]
     if jax.default_backend() == "cpu" and loading.why_off() is None:
         found.insert(0, WITHOUT)
     if "torch" in found and jax.default_backend() != "cpu":
@@ -173,6 +185,23 @@ def per_example_row(network: Network) -> Row:
     return Row(f"{network.name} per-example gradients", "per-example", build)
 
 
+def training_row(training: Training) -> Row:
+    def build(column: str, setting: Setting) -> dict[str, Contestant]:
+        from experiments.benchmark import trainings
+
+        if column == "torch":
+            from experiments.benchmark import trainings_torch
+
+            return {"": training.contestant(trainings_torch.training, dtype=setting.dtype)}
+        # One to a goal compiles while it is timed, when the engine is no longer left out.
+        if column not in (*RULES, WAITING) or (column == WITHOUT and training.goal is not None):
+            return {}
+        program = trainings.waiting if column == WAITING else trainings.ours
+        return {"": training.contestant(program, dtype=setting.dtype, rules=RULES.get(column, "fast"))}
+
+    return Row(training.name, "training", build, training.rounds)
+
+
 def table(batch: int = 1) -> tuple[Row, ...]:
     """The rows, with batches so many times as large; but one gradient per example is enough of them as it is."""
     convs = [dataclasses.replace(layer, n=layer.n * batch) for layer in CONVS]
@@ -195,12 +224,30 @@ def network_table(batch: int = 1) -> tuple[Row, ...]:
     )
 
 
-TABLES: dict[str, Callable[[int], tuple[Row, ...]]] = {"main": table, "networks": network_table}
+def training_table(batch: int = 1) -> tuple[Row, ...]:
+    """The rows of whole trainings."""
+    from experiments.benchmark.trainings import TRAININGS
+
+    return tuple(training_row(training.enlarged(batch)) for training in TRAININGS)
+
+
+class Rows(NamedTuple):
+    """A table: its rows for batches so many times as large, and the peers that have any of them."""
+
+    of: Callable[[int], tuple[Row, ...]]
+    peers: tuple[str, ...]
+
+
+TABLES = {
+    "main": Rows(table, tuple(peer for peer in PEERS if peer != WAITING)),
+    "networks": Rows(network_table, (WITHOUT, "flax", "torch")),
+    "trainings": Rows(training_table, (WITHOUT, WAITING, "torch")),
+}
 
 
 def line_up(row: Row, setting: Setting, peers: tuple[str, ...]) -> tuple[dict[str, Contestant], dict[str, str]]:
     """The contestants of a row as "column/variant", and why a column has none. All of them compute the same."""
-    tolerance = setting.tolerance(row.kind in ("step", "per-example"))
+    tolerance = setting.tolerance(row.kind)
     found: dict[str, Contestant] = {}
     failed: dict[str, str] = {}
     reference: dict[str, Any] | None = None
@@ -226,6 +273,8 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
     outcome: dict[str, Any] = {"row": row.name, "kind": row.kind, "failed": failed}
     if failed.keys() & {OURS, REFERENCE}:
         return outcome
+    if row.rounds is not None:
+        budget = Budget(0.0, row.rounds, row.rounds, single=True)
     times = race(contestants, budget, pipelined=jax.default_backend() != "cpu")
     best: dict[str, str] = {}  # of each column the variant with the lowest median
     for name in sorted(times, key=lambda name: spread(times[name])["median"]):
@@ -241,7 +290,7 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
         "variant": {c: best[c].partition("/")[2] for c in columns if not best[c].endswith("/")},
         "compile_seconds": {c: contestants[best[c]].compile_seconds for c in compiled},
         "temporary_bytes": memory,
-        "temporary_ratio": _quotient(memory[OURS], memory[REFERENCE]),
+        "temporary_ratio": _quotient(memory.get(OURS), memory.get(REFERENCE)),
     }
 
 

@@ -340,7 +340,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 def small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of three tiny rows."""
     table = tuple(conv_row(TINY, program) for program in maps.CONV_PROGRAMS)
-    monkeypatch.setitem(rows.TABLES, "main", lambda batch: table)
+    monkeypatch.setitem(rows.TABLES, "main", rows.TABLES["main"]._replace(of=lambda batch: table))
 
 
 def options(out: Path, **changes: Any) -> command.Options:
