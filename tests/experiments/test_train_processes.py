@@ -74,7 +74,7 @@ def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(tmp_path: Path) -
     """Some steps by two processes and the others by one are those of one."""
     said = killed(tmp_path / "run", 1)
     assert "another one has ended" in said or "another task died" in said
-    assert "--resume" in said or "Terminating process" in said
+    assert "process 0 of 2: when another one ends this one does" in said and "--resume" in said
     assert 0 < Checkpoints(tmp_path / "run").steps()[-1] < 44
     train.run(Config(model="article", epochs=EPOCHS, out=tmp_path / "run", resume=True), QUIET)
     assert_like_one_process(tmp_path / "run", tmp_path)
@@ -84,6 +84,7 @@ def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(tmp_path: Path) -
 def test_two_processes_train_like_one_and_survive_the_first_ones_death(tmp_path: Path) -> None:
     said = killed(tmp_path / "run", 0)
     assert "another one has ended" in said or "another task died" in said or "coordination service" in said.lower()
+    assert "process 1 of 2: when another one ends this one does" in said and "--resume" in said
     for process in started(tmp_path / "run", "--resume"):
         assert process.wait(240) == 0
         process.communicate()
