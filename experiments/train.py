@@ -27,7 +27,7 @@ bounds. After any end, `kill -9` included, `--resume` continues it from the last
 is equal bit for bit, but for times, to what it would have left without the interruption.
 
 Processes that train together (`--distributed`; `--coordinator`, `--processes` and `--process` where no cluster says
-who they are) share one folder. When one of them dies the others end within seconds, and all go on with `--resume`, as
+who they are) share one folder. When one of them dies the others end within a minute, and all go on with `--resume`, as
 many as there are then.
 
 Exit status: 0 when it has finished, 1 when it diverged, 2 when it could not run, 130 after Ctrl-C, 143 after SIGTERM.
