@@ -30,6 +30,7 @@ from experiments.benchmark.steps import PER_EXAMPLE, STEPS, Network, objective
 from experiments.config import UsageError
 from experiments.files import as_json
 from experiments.stopping import StopSignal
+from tests.support.sampling import thorough
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 QUIET = Console(quiet=True)
@@ -47,10 +48,6 @@ def columns_of(row: Row, dtype: str = "float32") -> set[str]:
     contestants, failed = line_up(row, Setting(dtype), PEERS)
     assert not failed
     return {name.partition("/")[0] for name in contestants}
-
-
-def thorough(default: bool) -> Any:
-    return () if default else pytest.mark.thorough
 
 
 # What is measured

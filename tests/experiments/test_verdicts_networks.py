@@ -27,35 +27,26 @@ from jaxconv.gradcheck import Evidence, Report
 
 # One dtype each.
 SOUND = {
-    "mlp 64-784-10 without biases, batch 4": "float32",
     "mlp 8-4, batch 1, relu, cross-entropy": "float16",
     "mlp 8-16-16-4, batch 5, tanh, mse": "bfloat16",
     "mlp with dead units": "float32",
     "mlp with tied weights": "float16",
-    "mlp vmapped over examples": "float32",
-    "cnn all convolutional": "float32",
     "cnn with batch norm": "bfloat16",
-    "attention of padded sequences, batch 5, length 6, 12 features": "float32",
     "rnn gru, last, batch 4, length 6, 5-12": "float32",
     "embedding, most rows unread": "float16",
     "model article, fast, fresh": "float32",
     "nnx MLP": "float16",
-    "equinox CNN": "float32",
     "haiku MLP": "float32",
 }
 BROKEN = {
-    "mlp 64-784-10 without biases, batch 4: relu 0, leaks 0.01": "float32",
     "mlp 8-16-16-4, batch 5, tanh, mse: dense 1, dw transposed": "float16",
     "mlp with dead units: relu 0, slope 1.002": "float32",
     "mlp vmapped over examples: relu 0, passes all": "bfloat16",
     "cnn all convolutional: conv 2, one tap of dw 2 % too large": "float32",
-    "cnn with batch norm: batch norm 1, no mean term": "float32",
     "attention causal, four heads, batch 4, length 9, 16 features: softmax, times 1.002": "float32",
     "rnn vanilla, last, batch 3, length 5, 4-16: state, dx is missing": "bfloat16",
     "embedding, most rows unread: embedding, rows one off": "float32",
     "model article, rotated: 0/w, one row 2 % too large": "float32",
-    "equinox MLP: layers/0/weight, times 1.002": "float32",
-    "haiku MLP: relu, slope 1.002": "float32",
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.support.frameworks import assert_layer, sampled
+from tests.support.frameworks import assert_layer
+from tests.support.sampling import sampled
 
 eqx = pytest.importorskip("equinox")
 nn = eqx.nn

@@ -23,8 +23,8 @@ from tests.support.frameworks import (
     cast,
     ours,
     primitives,
-    sampled,
 )
+from tests.support.sampling import sampled
 
 hk = pytest.importorskip("haiku")
 jmp = pytest.importorskip("jmp")

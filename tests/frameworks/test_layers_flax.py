@@ -13,7 +13,8 @@ from flax import nnx
 from jax import lax
 
 import jaxconv
-from tests.support.frameworks import assert_layer, sampled
+from tests.support.frameworks import assert_layer
+from tests.support.sampling import sampled
 
 # name -> (taps, options, the shape of x), for convolutions to 4 channels
 SHARED: dict[str, tuple[Any, dict[str, Any], tuple[int, ...]]] = {

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.frameworks import assert_layer, assert_near, sampled
+from tests.support.frameworks import assert_layer, assert_near
+from tests.support.sampling import sampled
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import jaxconv
 from jaxconv.engines.onednn import loading
@@ -122,11 +121,3 @@ def assert_layer(
         assert bool(ours(found)) == rules, found
         assert not rules or not JAX_GRADIENTS & found.keys(), found
         close(jax.jit(got)(*args), jax.jit(functools.partial(results, layer))(*args))
-
-
-def sampled(cases: dict[str, Any], every: int = 8) -> list[Any]:
-    """The cases of a table as parameters: a few of them, and the rest where all are asked for."""
-    return [
-        pytest.param(case, id=name, marks=[pytest.mark.thorough] if i % every else [])
-        for i, (name, case) in enumerate(cases.items())
-    ]
