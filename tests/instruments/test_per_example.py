@@ -20,6 +20,7 @@ from jaxconv.transforms.per_example import Factors, _squared_norms, gram_is_chea
 from tests.support import oracle
 from tests.support.cases import CASES, FEW, Case, arrays, cotangent, in_layout
 from tests.support.cases_transposed import FEW_TRANSPOSED, spatial_and_taps
+from tests.support.sampling import chosen
 
 SIZE = 3
 
@@ -148,7 +149,7 @@ def network(name: str, dtype: Any = jnp.float64) -> tuple[Callable[..., Any], An
     return loss, params, {"x": x, "y": np.arange(4) % 5, "key": jax.random.split(jax.random.key(1), 4)}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", chosen(SMALL, {"article", "cnn", "vgg"}))
 def test_a_network_is_measured_without_one_kernel_gradient(name: str) -> None:
     loss, params, batch = network(name)
     assert_equal_to_vmap(loss, params, batch, 1e-9)
