@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import data
 from experiments.benchmark.race import Contestant
-from experiments.config import Config
+from experiments.config import Config, dataset_of
 from experiments.train import epochs
 from experiments.trainer import Trainer
 
@@ -67,7 +67,7 @@ class Training:
     def contestant(self, program: Program, **options: Any) -> Contestant:
         """One epoch a call, the first of which is over; or one training a call, from nothing: it compiles, too."""
         config, goal = dataclasses.replace(self.config, **options).resolved(), self.goal
-        dataset = data.load(config.data, config.data_dir)
+        dataset = dataset_of(config)
         if goal is not None:
             seeds = itertools.count(config.seed)
             return Contestant(lambda: reached(goal, program, config, dataset, seeds), _no_wait, None)
