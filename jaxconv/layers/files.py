@@ -49,7 +49,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     `safetensors.torch.load_file` read it. It keeps bfloat16 as it is, which npz does not, and nothing in it is code.
 
     Args:
-      path: the file; one of that name is replaced. By custom it ends in `.safetensors`.
+      path: the file; one of that name is replaced, and a symbolic link stays: what it points to is replaced. By custom
+        it ends in `.safetensors`.
       tree: any pytree of JAX or NumPy arrays, also an optimiser's state.
 
     Raises:
@@ -80,7 +81,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     described = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     described += b" " * (-len(described) % 8)
     head = len(described).to_bytes(8, "little") + described
-    _write_atomically(Path(path), itertools.chain([head], (a.tobytes() for a in arrays.values())))
+    _write_atomically(Path(os.path.realpath(path)), itertools.chain([head], (a.tobytes() for a in arrays.values())))
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
@@ -179,6 +180,8 @@ def _parsed(path: str | os.PathLike[str], raw: bytes) -> tuple[dict[str, _Entry]
         if len(raw) < 8 + length:
             raise ValueError(f"it should have more than {8 + length} bytes, but has {len(raw)}")
         header = json.loads(raw[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError(f"its header must be a JSON object, but is a {type(header).__name__}")
         header.pop("__metadata__", None)
         entries = {name: _entry(name, about) for name, about in header.items()}
         at = 0
@@ -189,7 +192,7 @@ def _parsed(path: str | os.PathLike[str], raw: bytes) -> tuple[dict[str, _Entry]
             at = entry.end
         if at != len(data):
             raise ValueError(f"its arrays have {at} bytes, but there are {len(data)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         said = error if isinstance(error, ValueError) else repr(error)  # repr would show all that is no UTF-8
         raise ValueError(f"load: {os.fspath(path)} cannot be read as safetensors: {said}.") from error
     return entries, data

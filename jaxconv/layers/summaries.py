@@ -125,7 +125,8 @@ def summary(net: Layer, shape: Sequence[int], *, rules: Rules = "fast", dtype: A
       A `Summary`: a table when printed, `.to_dict()` for JSON, `.total.parts` for programs.
 
     Raises:
-      ValueError, TypeError: for what is no layer, no rules or no dtype, and for a shape that `net.init` refuses.
+      ValueError, TypeError: for what is no layer, no rules or no dtype, and for a shape that is empty or refused by
+        `net.init`.
 
     Example:
       >>> import jaxconv
@@ -148,6 +149,11 @@ def summary(net: Layer, shape: Sequence[int], *, rules: Rules = "fast", dtype: A
     check_layer("summary", "net", net)
     check_rules("summary", rules)
     shape = tuple(integer("summary", f"shape[{i}]", n, 0) for i, n in enumerate(shape))
+    if not shape:
+        raise ValueError(
+            "summary: shape must have len(shape) >= 1, but is (). Give the batch and the axes of an example, "
+            "such as (1, 28, 28, 1)."
+        )
     key = jax.random.key(0)
     params, state = jax.eval_shape(lambda key: net.init(key, shape)[:2], key)
     seen, observed = _observe(net)

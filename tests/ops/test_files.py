@@ -220,6 +220,18 @@ def test_what_cannot_be_saved_is_refused_and_the_file_stays(message: str, tmp_pa
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "run" / "last"
+    link.symlink_to("../elsewhere/file")
+    for value in (0.0, 1.0):  # what it points to is made, and then replaced
+        save(link, {"x": jnp.full(2, value)})
+        assert link.is_symlink() and not (tmp_path / "elsewhere" / "file").is_symlink()
+        same(load(tmp_path / "elsewhere" / "file", like={"x": jnp.ones(2)}), {"x": np.full(2, value)})
+    assert len(list((tmp_path / "run").iterdir())) == len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "file", made())
 
@@ -250,7 +262,8 @@ BROKEN: dict[str, tuple[Any, int]] = {
     "x should lie at 0 to -8, but lies at 0 to -8": (entry(shape=[-2], data_offsets=[0, -8]), 0),
     "x has the dtype F33, but load knows F64, F32, F16,": (entry(dtype="F33"), 8),
     "KeyError('shape')": ({"x": {"dtype": "F32", "data_offsets": [0, 8]}}, 8),
-    "AttributeError(": ("x", 8),
+    "its header must be a JSON object, but is a str": ("x", 8),
+    "its header must be a JSON object, but is a list": ([], 0),
     "TypeError(\"'int'": ({"x": 3}, 8),
     "TypeError(\"'float'": (entry(shape=[math.inf]), 8),
 }  # fmt: skip

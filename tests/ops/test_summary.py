@@ -220,5 +220,9 @@ def test_what_has_no_summary_is_refusal() -> None:
     assert refusal(lambda: summary(jaxconv.relu, SHAPE), TypeError).startswith("summary: net must be a Layer, but is ")
     assert refusal(lambda: summary(NET, SHAPE, rules="quick"), ValueError).startswith("summary: rules must be one of ")
     assert refusal(lambda: summary(NET, SHAPE, dtype=jnp.int32), TypeError).startswith("apply: dtype must be floating")
+    assert refusal(lambda: summary(NET, ()), ValueError) == (
+        "summary: shape must have len(shape) >= 1, but is (). Give the batch and the axes of an example, "
+        "such as (1, 28, 28, 1)."
+    )
     assert refusal(lambda: summary(NET, (1, 8.0)), TypeError) == "summary: shape[1] must be an int, but is 8.0."
     assert refusal(lambda: summary(Conv(4, 3), (4, 3)), ValueError).startswith("Conv: x must have a batch, a channel")
