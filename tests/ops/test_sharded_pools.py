@@ -104,6 +104,17 @@ def test_ties_and_windows_without_a_number_are_those_of_the_whole_to_the_last_bi
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("rules", ["fast", "autodiff"])
+@pytest.mark.parametrize("pool", [POOLS[0], POOLS[4]], ids=str)
+def test_padding_is_less_than_any_number_where_nothing_is_differentiated(pool: Pool, rules: str) -> None:
+    x = -1 - np.abs(whole_numbers(pool.x, 5, 0))
+    spread = partial(sharded.max_pool, window=pool.window, split=pool.split, rules=rules, **pool.options)
+    mesh, cut = cpu_mesh(AxisType.Auto, **pool.mesh), pool.spec
+    y = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=cut, out_specs=cut))(x)
+    assert y.max() < 0
+    np.testing.assert_array_equal(y, jaxconv.max_pool(x, pool.window, rules=rules, **pool.options))
+
+
 @EVERY
 @pytest.mark.parametrize("count_padding", [False, True])
 def test_an_average_counts_padding_only_at_the_ends_of_the_image(pool: Pool, count_padding: bool) -> None:
