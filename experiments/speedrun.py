@@ -120,6 +120,15 @@ def mirrored(images: jax.Array, which: jax.Array) -> jax.Array:
     return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
+def shown(config: Config, key: jax.Array, epoch: Any, images: jax.Array, sides: jax.Array) -> tuple[jax.Array, ...]:
+    """What an epoch trains on: all images, mirrored where the epoch before did not, and the rows of each batch."""
+    order, shifts = jax.random.split(jax.random.fold_in(key, epoch))
+    seen = moved(mirrored(images, sides ^ (epoch % 2 == 1)), shifts, config.shift)
+    steps = len(images) // config.batch_size
+    rows = jax.random.permutation(order, len(images))[: steps * config.batch_size]
+    return seen, rows.reshape(steps, config.batch_size)
+
+
 # The training
 
 
@@ -153,39 +162,41 @@ def on_device(dataset: data.Dataset) -> Arrays:
     return images, jnp.asarray(dataset.train_labels), tests, jnp.asarray(dataset.test_labels)
 
 
+def objective(
+    params: list[Any], state: Any, x: jax.Array, labels: jax.Array, net: Layer, label_smoothing: float
+) -> tuple[jax.Array, Any]:
+    """The loss of a batch, in float32, and the new state. The first kernel, which whitens, is not trained."""
+    first, *others = params
+    params = [{**first, "w": lax.stop_gradient(first["w"])}, *others]
+    logits, new = net.apply(params, state, x, train=True, dtype=x.dtype)
+    return softmax_cross_entropy(logits.astype(jnp.float32), labels, label_smoothing=label_smoothing).mean(), new
+
+
+def accuracy(net: Layer, params: Any, state: Any, images: jax.Array, labels: jax.Array, batch_size: int) -> jax.Array:
+    """The share of images whose mean logits, over the image and its mirror image, are largest at the label."""
+
+    def correct(example: tuple[jax.Array, jax.Array]) -> jax.Array:
+        image, label = example
+        logits, _ = net.apply(params, state, jnp.stack([image, image[:, ::-1]]), dtype=image.dtype)
+        return logits.astype(jnp.float32).mean(0).argmax() == label
+
+    return lax.map(correct, (images, labels), batch_size=min(batch_size, len(labels))).mean()
+
+
 def training(config: Config, net: Layer, examples: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """A program from a key and the arrays to the accuracy, and the loss of every step."""
-    steps = examples // config.batch_size  # an epoch
-    update = optimizer(config, steps * config.epochs)
+    update = optimizer(config, examples // config.batch_size * config.epochs)
 
     def step(carry: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         params, state, moments = carry
-        x, labels = batch
-
-        def objective(params: list[Any]) -> tuple[jax.Array, Any]:
-            first, *others = params
-            params = [{**first, "w": lax.stop_gradient(first["w"])}, *others]
-            logits, new = net.apply(params, state, x, train=True, dtype=x.dtype)
-            losses = softmax_cross_entropy(logits.astype(jnp.float32), labels, label_smoothing=config.label_smoothing)
-            return losses.mean(), new
-
-        (loss, state), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        graded = jax.value_and_grad(objective, has_aux=True)
+        (loss, state), grads = graded(params, state, *batch, net, config.label_smoothing)
         updates, moments = update.update(grads, moments, params)
         return (rescaled(optax.apply_updates(params, updates)), state, moments), loss
 
     def epoch(carry: Any, number: jax.Array, key: jax.Array, sides: jax.Array, images: Any, labels: Any) -> Any:
-        order, shifts = jax.random.split(jax.random.fold_in(key, number))
-        shown = moved(mirrored(images, sides ^ (number % 2 == 1)), shifts, config.shift)
-        rows = jax.random.permutation(order, examples)[: steps * config.batch_size].reshape(steps, -1)
-        return lax.scan(lambda carry, rows: step(carry, (shown[rows], labels[rows])), carry, rows)
-
-    def accuracy(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        def correct(example: tuple[jax.Array, jax.Array]) -> jax.Array:
-            image, label = example
-            logits, _ = net.apply(params, state, jnp.stack([image, image[:, ::-1]]), dtype=image.dtype)
-            return logits.astype(jnp.float32).mean(0).argmax() == label
-
-        return lax.map(correct, (images, labels), batch_size=min(config.batch_size, len(labels))).mean()
+        seen, rows = shown(config, key, number, images, sides)
+        return lax.scan(lambda carry, rows: step(carry, (seen[rows], labels[rows])), carry, rows)
 
     def train(key: jax.Array, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         images, labels, tests, test_labels = arrays
@@ -198,7 +209,7 @@ def training(config: Config, net: Layer, examples: int) -> Callable[..., tuple[j
             (params, state, update.init(params)),
             jnp.arange(config.epochs),
         )
-        return accuracy(params, state, tests, test_labels), losses.ravel()
+        return accuracy(net, params, state, tests, test_labels, config.batch_size), losses.ravel()
 
     return train
 

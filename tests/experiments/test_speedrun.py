@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,24 @@ import pytest
 from rich.console import Console
 
 from experiments import data, speedrun
-from experiments.speedrun import Config, check, identity, mirrored, moved, network, optimizer, rescaled, run, whitening
+from experiments.speedrun import (
+    Config,
+    accuracy,
+    check,
+    identity,
+    mirrored,
+    moved,
+    network,
+    objective,
+    optimizer,
+    rescaled,
+    run,
+    shown,
+    training,
+    whitening,
+)
 from jaxconv import conv
+from jaxconv.layers import Conv, Dense, Flatten, serial
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -75,6 +92,40 @@ def test_images_are_shifted_and_mirrored_each_on_its_own() -> None:
     np.testing.assert_array_equal(turned[~which], x[~which])
 
 
+def test_an_epoch_shows_the_other_side_of_each_image_in_an_order_of_its_own() -> None:
+    x, sides = images(70, 4, 5, 1), jnp.arange(70) % 3 == 0
+    still = dataclasses.replace(SMALL, shift=0)
+    seen, rows = zip(*(shown(still, KEY, epoch, x, sides) for epoch in range(3)), strict=True)
+    for epoch, which in enumerate((sides, ~sides, sides)):
+        np.testing.assert_array_equal(seen[epoch], mirrored(x, which))
+        order = np.asarray(rows[epoch])
+        assert order.shape == (2, 32) and len(np.unique(order)) == 64  # the other 6 fill no batch
+        assert all((order == other).mean() < 0.2 for other in (np.arange(64).reshape(2, 32), rows[epoch - 1]))
+    shifted = [np.asarray(shown(SMALL, KEY, epoch, x, sides)[0]) for epoch in (0, 2)]
+    assert (shifted[0] != shifted[1]).any((1, 2, 3)).mean() > 0.8
+
+
+def test_the_loss_has_smoothed_labels_and_no_gradient_in_the_kernel_that_whitens() -> None:
+    net = serial(Conv(4, 2), Flatten(), Dense(3))
+    x, labels = images(5, 4, 4, 1), jnp.arange(5) % 3
+    params, state, _ = net.init(KEY, x.shape)
+    (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(params, state, x, labels, net, 0.2)
+    log = jax.nn.log_softmax(net.apply(params, state, x)[0])
+    assert float(loss) == pytest.approx(-float((0.8 * log[jnp.arange(5), labels] + 0.2 * log.mean(1)).mean()), rel=1e-5)
+    assert {(i, name): bool(g.any()) for i, layer in enumerate(grads) for name, g in layer.items()} == {
+        (0, "w"): False, (0, "b"): True, (2, "w"): True, (2, "b"): True,
+    }  # fmt: skip
+
+
+def test_an_image_and_its_mirror_image_are_judged_together() -> None:
+    """Logits of (left, right) are (5·left − 4·right, 0): of both sides together, (left + right, 0) / 2."""
+    net = serial(Flatten(), Dense(2, bias=False))
+    params = [{}, {"w": jnp.array([[5.0, 0.0], [-4.0, 0.0]])}]
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]).reshape(4, 1, 2, 1)
+    for labels, right in (([0, 0, 1, 1], 1), ([0, 0, 1, 0], 0.75)):
+        assert float(accuracy(net, params, [{}, {}], x, jnp.array(labels), batch_size=3)) == right
+
+
 def test_the_network_is_the_fields() -> None:
     net = network(Config(), jnp.zeros((2, 2, 3, 24)), 10)
     params = jax.eval_shape(lambda key: net.init(key, (1, 32, 32, 3))[0], KEY)
@@ -106,6 +157,27 @@ def test_muon_turns_the_kernels_by_as_much_as_is_said_and_adam_moves_the_rest() 
 
 
 # The whole
+
+
+def test_a_training_goes_through_what_its_epochs_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a loss that says what it was given, of weights that stay: the left edge of a batch, and its smoothing."""
+
+    def left_edge(params: Any, state: Any, x: jax.Array, labels: jax.Array, net: Any, smoothing: float) -> Any:
+        unmoved = 0 * sum(w.sum() for w in jax.tree.leaves(params))
+        return x[:, :, 0].mean() + labels.sum() + smoothing + unmoved, state
+
+    monkeypatch.setattr(speedrun, "objective", left_edge)
+    x, labels = images(70, 4, 4, 1), jnp.arange(70) % 10
+    arrays = (x, labels, x[:5], labels[:5])
+    _, losses = jax.jit(training(SMALL, serial(Flatten(), Dense(10)), 70))(KEY, arrays)
+    _, run_key, side = jax.random.split(KEY, 3)
+    sides = jax.random.bernoulli(side, 0.5, (70,))
+    expected = []
+    for epoch in range(SMALL.epochs):
+        seen, rows = shown(SMALL, run_key, epoch, x, sides)
+        expected += [seen[batch][:, :, 0].mean() + labels[batch].sum() + SMALL.label_smoothing for batch in rows]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert SMALL.label_smoothing > 0 and 0.2 < sides.mean() < 0.8 and len(set(losses.tolist())) == 6
 
 
 def test_a_few_steps_learn_from_every_seed_and_say_so() -> None:
