@@ -136,9 +136,11 @@ class Config:
 
 # These change when and where a run computes, not what.
 CIRCUMSTANCES = (
-    *("data_dir", "steps_per_call", "devices", "distributed", "coordinator", "processes", "process"),
+    *("data_dir", "data_on", "steps_per_call", "loop", "devices", "distributed", "coordinator", "processes", "process"),
     *("out", "checkpoint_every", "keep", "resume", "overwrite", "evaluate"),
 )
+# What may differ between processes that train together.
+OF_A_PROCESS = ("data_dir", "coordinator", "process")
 
 
 class UsageError(ValueError):
@@ -169,13 +171,28 @@ def flag(name: str, value: Any) -> str:
 
 
 def check_same(config: Config, held: Config, folder: Path) -> None:
-    """Refuse to continue a run as another one."""
+    """Refuse to continue a run as another one. Where the learning rate is constant it may become a longer one."""
+    free = (*CIRCUMSTANCES, *(["epochs"] if config.schedule == held.schedule == "constant" else []))
     for field in dataclasses.fields(Config):
         now, then = getattr(config, field.name), getattr(held, field.name)
-        if field.name not in CIRCUMSTANCES and now != then:
+        if field.name not in free and now != then:
+            why = f" (the {held.schedule} schedule depends on it)" if field.name == "epochs" else ""
             raise UsageError(
                 f"--resume: the run in {folder} was started with {flag(field.name, then)}, but this one says "
-                f"{flag(field.name, now)}. Say {flag(field.name, then)}, or name another folder for another run."
+                f"{flag(field.name, now)}{why}. Say {flag(field.name, then)}, or name another folder for another run."
+            )
+
+
+def check_evaluate(config: Config) -> None:
+    """Refuse options of which an evaluation makes nothing."""
+    usual = Config()
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        moved = field.name == "data" and isinstance(value, Path)
+        if field.name not in ("evaluate", "data_dir") and not moved and value != getattr(usual, field.name):
+            raise UsageError(
+                f"--evaluate takes the run as it is, but {flag(field.name, value)} says something else. Leave it out; "
+                "only --data-dir, or the FOLDER that --data names, may have moved."
             )
 
 

@@ -7,6 +7,11 @@ a model knows. Several processes, one or more devices each, run the same program
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +43,11 @@ class Devices:
 
         return jax.tree.map(one, tree)
 
+    def put_batch(self, batch: np.ndarray) -> jax.Array:
+        """A batch of the host, the same in every process, of which each device gets a part."""
+        where = self.everywhere if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("batch"))
+        return jax.make_array_from_callback(batch.shape, where, lambda index: batch[index])
+
     def split(self, batch: jax.Array) -> jax.Array:
         """Inside a compiled program: a part of the batch on each device."""
         if self.mesh is None:
@@ -64,12 +74,35 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         )
     if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(f"--process must satisfy 0 <= process < {processes}, but is {process}.")
+    patience = threading.Timer(WAIT, _give_up, [coordinator])
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT
+            coordinator, processes, process, initialization_timeout=2 * WAIT, heartbeat_timeout_seconds=HEARTBEAT
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--distributed: the processes have not met: {str(error).splitlines()[0]}") from error
+    finally:
+        patience.cancel()
+
+
+def _give_up(coordinator: str | None) -> None:
+    """End before JAX does, whose runtime aborts the program without a word of what was asked."""
+    where = "" if coordinator is None else f" at {coordinator}"
+    print(
+        f"error: the processes have not met{where} within {WAIT} seconds. Start all of them, with the same "
+        "--coordinator and --processes, and --process from 0.",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(2)
+
+
+def differing(words: Mapping[str, str]) -> list[str]:
+    """The names of what is not the same in all processes; each must ask."""
+    own = np.array([zlib.crc32(word.encode()) for word in words.values()], np.uint32)
+    everybodys = np.reshape(multihost_utils.process_allgather(own), (-1, len(own)))
+    return [name for name, column in zip(words, everybodys.T, strict=True) if len(set(column.tolist())) > 1]
 
 
 def leads() -> bool:

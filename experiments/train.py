@@ -24,19 +24,21 @@ With `--out DIR` a run leaves `metrics.jsonl` (a line an epoch), `times.jsonl` (
 `curve.png`, `filters.png` and checkpoints, one after each epoch and every `--checkpoint-every` steps, of which the last
 `--keep` stay. It keeps what it has measured when it ends early: by Ctrl-C or SIGTERM, or because the loss left all
 bounds. After any end, `kill -9` included, `--resume` continues it from the last checkpoint, and what it then leaves
-is equal bit for bit, but for times, to what it would have left without the interruption.
+is equal bit for bit, but for times, to what it would have left without the interruption on the same devices.
 
 Processes that train together (`--distributed`; `--coordinator`, `--processes` and `--process` where no cluster says
 who they are) share one folder. When one of them dies the others end within a minute, and all go on with `--resume`, as
 many as there are then.
 
-Exit status: 0 when it has finished, 1 when it diverged, 2 when it could not run, 130 after Ctrl-C, 143 after SIGTERM.
+Exit status: 0 when it has finished, 1 when it diverged, 2 when it could not run, 130 after Ctrl-C, 143 after SIGTERM;
+134 (SIGABRT) when JAX has ended it because another process has died.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -53,9 +55,19 @@ import tyro
 from rich.console import Console
 
 from experiments import checkpoints, data, plots
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.config import Config, UsageError, check, check_same, dataset_of, remedies
-from experiments.devices import join, leads, together
+from experiments.checkpoints import CheckpointError, Checkpoints, claimed
+from experiments.config import (
+    OF_A_PROCESS,
+    Config,
+    UsageError,
+    check,
+    check_evaluate,
+    check_same,
+    dataset_of,
+    flag,
+    remedies,
+)
+from experiments.devices import differing, join, leads, together
 from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
 from experiments.machine import version
@@ -88,6 +100,11 @@ def prepare_folder(config: Config, store: Checkpoints, trainer: Trainer) -> Meas
     out = config.out
     assert out is not None
     held = [name for name in (*FILES, checkpoints.FOLDER) if (out / name).exists()]
+    if checkpoints.FOLDER in held and FILES[0] not in held and not config.resume:
+        raise UsageError(
+            f"--out {out} holds a folder {checkpoints.FOLDER}, but no {FILES[0]}: it is not that of a run. Name "
+            "another folder."
+        )
     if held and not (config.overwrite or config.resume):
         step = max(store.steps(), default=0)
         raise UsageError(
@@ -98,7 +115,11 @@ def prepare_folder(config: Config, store: Checkpoints, trainer: Trainer) -> Meas
     if config.resume and store.steps():
         then, journal = store.config()
         check_same(config, then, out)
-        trainer.carry, measured = store.carry(trainer.carry), Measured(**journal)
+        try:
+            measured = Measured(**journal)
+        except TypeError as error:
+            raise store.foreign(error) from error
+        trainer.carry = store.carry(trainer.carry)
     elif config.resume and (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text():
         raise UsageError(
             f"--resume: {out} holds metrics, but {store.folder} no checkpoint to continue from. Say --overwrite to "
@@ -107,13 +128,12 @@ def prepare_folder(config: Config, store: Checkpoints, trainer: Trainer) -> Meas
     together(0)  # all processes have looked before one writes
     if leads():
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            if config.overwrite:
+                store.delete()
             measured.write(out)
         except OSError as error:
             raise UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
-        if config.overwrite:
-            store.delete()
-        for name in FILES[2:]:
+        for name in FILES[2:] if trainer.step < trainer.steps else ():
             (out / name).unlink(missing_ok=True)
     together(0)
     return measured
@@ -181,8 +201,43 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Train as `config` says; return the summary, which is also written to `config.out`."""
     started = time.perf_counter()
     config = config.resolved()
+    check_together(config)
     with precision(config.dtype):
-        return _run(config, console, started)
+        dataset = dataset_of(config)
+        check(config, len(dataset.train_labels))
+        trainer = Trainer(config, dataset)
+        if config.out is None:
+            return _run(config, trainer, Measured(), None, console, started)
+        with claimed(config.out) if leads() else contextlib.nullcontext():
+            store = Checkpoints(config.out, config.keep)
+            measured = prepare_folder(config, store, trainer)
+            if done := finished(config.out, trainer):
+                console.print(f"{config.out} holds the whole run: nothing is left to do", highlight=False)
+                return done
+            return _run(config, trainer, measured, store, console, started)
+
+
+def check_together(config: Config) -> None:
+    """Refuse processes that would train something else each, or wait for each other for ever."""
+    if jax.process_count() == 1:
+        return
+    words = {name: str(value) for name, value in vars(config).items() if name not in OF_A_PROCESS}
+    for name in differing(words):
+        raise UsageError(
+            f"--{name.replace('_', '-')} must be the same in all processes, but is not: process {jax.process_index()} "
+            f"of {jax.process_count()} says {flag(name, getattr(config, name))}."
+        )
+
+
+def finished(out: Path, trainer: Trainer) -> dict[str, Any] | None:
+    """The summary of a run that has ended as it should."""
+    if trainer.step < trainer.steps:
+        return None
+    try:
+        summary = json.loads((out / "summary.json").read_text())
+        return summary if summary["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written, or in the middle of that
+        return None
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -190,17 +245,13 @@ def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 
-def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
-    dataset = dataset_of(config)
-    check(config, len(dataset.train_labels))
-    trainer, measured, store = Trainer(config, dataset), Measured(), None
-    if config.out is not None:
-        store = Checkpoints(config.out, config.keep)
-        measured = prepare_folder(config, store, trainer)
+def _run(
+    config: Config, trainer: Trainer, measured: Measured, store: Checkpoints | None, console: Console, started: float
+) -> dict[str, Any]:
     size = sum(a.size for a in jax.tree.leaves(trainer.params))
     console.print(
-        f"[bold]{config.model}[/] with {size:,} parameters on {len(dataset.train_labels):,} images of {config.data}, "
-        f"rules={config.rules}, {jax.devices()[0].platform}"
+        f"[bold]{config.model}[/] with {size:,} parameters on {len(trainer.dataset.train_labels):,} images of "
+        f"{config.data}, rules={config.rules}, {jax.devices()[0].platform}"
     )
     if trainer.step:
         console.print(f"going on from step {trainer.step:,} of {trainer.steps:,}", highlight=False)
@@ -268,11 +319,17 @@ def _run(config: Config, console: Console, started: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def restored(out: Path, data_dir: Path | None = None) -> Iterator[Trainer]:
-    """The last checkpoint in the folder of a run, in the precision of that run."""
+def restored(out: Path, data_dir: Path | None = None, folder: Path | None = None) -> Iterator[Trainer]:
+    """The last checkpoint in the folder of a run, in the precision of that run.
+
+    Args:
+      data_dir: where the original files are now, if they have moved.
+      folder: where the images of one's own are now.
+    """
     store = Checkpoints(out)
     config, _ = store.config()
-    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    moved = folder if folder is not None and isinstance(config.data, Path) else config.data
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, data=moved)
     with precision(config.dtype):
         trainer = Trainer(config, dataset_of(config))
         trainer.carry = store.carry(trainer.carry)
@@ -283,7 +340,8 @@ def restored(out: Path, data_dir: Path | None = None) -> Iterator[Trainer]:
 def evaluate(config: Config, console: Console) -> tuple[float, float]:
     """Loss and accuracy, on the test part, of the last checkpoint in the folder that `--evaluate` names."""
     assert config.evaluate is not None
-    with restored(config.evaluate, config.data_dir) as trainer:
+    check_evaluate(config)
+    with restored(config.evaluate, config.data_dir, config.data if isinstance(config.data, Path) else None) as trainer:
         loss, accuracy = trainer.evaluate()
     console.print(
         f"{trainer.config.model} on {len(trainer.dataset.test_labels):,} test images of {trainer.config.data}, "
@@ -302,6 +360,16 @@ def told() -> str:
     )
 
 
+def refused(reason: str, console: Console) -> int:
+    """Say why a run cannot go on, in whichever process; the exit status."""
+    console.quiet = False
+    console.print(f"[red]error:[/] {reason}", soft_wrap=True, highlight=False)
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        os._exit(2)  # the usual end waits for the other processes
+    return 2
+
+
 def main() -> int:
     console = Console()
     config = tyro.cli(Config, description=__doc__)
@@ -318,18 +386,14 @@ def main() -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        console.quiet = False
-        console.print(
-            f"[red]error:[/] process {jax.process_index()} of {jax.process_count()} cannot go on, most likely because "
-            f"another one has ended: {str(error).splitlines()[0]}. Start all of them again with --resume.",
-            soft_wrap=True,
-            highlight=False,
+        return refused(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, most likely because another one has "
+            f"ended: {str(error).splitlines()[0]}. Start all of them again with --resume.",
+            console,
         )
-        sys.stdout.flush()
-        os._exit(2)  # the usual end waits for the other processes
     except (UsageError, CheckpointError, data.DataError, ValueError, OSError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
-        return 2
+        room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return refused(f"{error}" + (". Make room, and say --resume." if room else ""), console)
     except KeyboardInterrupt as interrupt:  # before the first step, or while pictures were drawn
         console.print("[yellow]interrupted[/]")
         return 128 + received(interrupt)

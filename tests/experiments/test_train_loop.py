@@ -16,6 +16,7 @@ from experiments.config import Config
 from experiments.divergence import DivergedError, Watch
 from experiments.pace import Pace
 from experiments.streaming import fits, prefetched
+from experiments.train import epochs
 from experiments.trainer import Trainer
 from jaxconv import layers
 from jaxconv.models import MODELS
@@ -69,6 +70,24 @@ def test_what_is_drawn_at_random_depends_on_the_step_and_on_nothing_before(chang
     losses = [ours.train_batch(rows) for _ in range(3)]
     ours.carry = ours.carry._replace(step=jnp.int32(1))
     assert len(set(losses)) == 3 and ours.train_batch(rows) == losses[1]
+
+
+def test_images_are_standardised_and_labels_smoothed() -> None:
+    ours, rows = trainer(augment=(), label_smoothing=0.25), np.arange(128)
+    images = data.normalised(DIGITS.train_images[rows], DIGITS)
+    np.testing.assert_allclose(ours.images(jnp.asarray(DIGITS.train_images[rows])), images, rtol=1e-5, atol=1e-6)
+    logits, _ = ours.net.apply(ours.params, ours.state, images)
+    smoothed = 0.75 * np.eye(10)[DIGITS.train_labels[rows]] + 0.025
+    expected = -np.mean(np.sum(smoothed * np.asarray(jax.nn.log_softmax(logits)), -1))
+    np.testing.assert_allclose(ours.train_batch(rows), expected, rtol=1e-5)
+
+
+def test_a_row_has_the_mean_of_the_losses_and_the_rate_of_the_last_step() -> None:
+    ours, losses = trainer(steps_per_call=1), list[float]()
+    first, second = epochs(ours, lambda step, loss: losses.append(loss))
+    assert len(losses) == 22 and len(set(losses)) == 22
+    assert [first["train_loss"], second["train_loss"]] == pytest.approx([np.mean(losses[:11]), np.mean(losses[11:])])
+    assert [first["learning_rate"], second["learning_rate"]] == [float(ours.schedule(step)) for step in (10, 21)]
 
 
 def test_one_program_serves_any_number_of_steps() -> None:
@@ -144,6 +163,8 @@ def test_each_device_gets_a_part_of_the_batch() -> None:
     four = trainer(devices=4)
     lowered = four._step_at.lower(four.carry, *four.resident("train"), four.order(0), np.int32(0))
     assert '[{"batch"}' in lowered.as_text() or "devices=[4,1,1,1]" in lowered.as_text()
+    images, _ = next(four.batches("train", np.arange(128).reshape(1, 128)))  # as they are streamed
+    assert {shard.data.shape[0] for shard in images.addressable_shards} == {32}
     convolved = [line for line in lowered.compile().as_text().splitlines() if "f32[32,6,6,8]" in line]
     assert convolved  # a quarter of 128 images, 8 filters on 8×8 without a border
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import devices, train
 from experiments.checkpoints import Checkpoints
-from experiments.config import Config
+from experiments.config import Config, UsageError
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -27,18 +30,19 @@ EPOCHS = 2
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
-def started(out: Path, *more: str, processes: int = 2) -> list[subprocess.Popen[str]]:
+def started(out: Path, *more: str, own: Sequence[Sequence[str]] = ((), ())) -> list[subprocess.Popen[str]]:
+    """Two processes, with options of all and of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
         *(sys.executable, "-m", "experiments.train", "--model", "article", "--epochs", str(EPOCHS), "--out", str(out)),
-        *("--coordinator", address, "--processes", str(processes), *more),
+        *("--coordinator", address, "--processes", str(len(own)), *more),
     ]
     return [
-        subprocess.Popen([*command, "--process", str(i)], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for i in range(processes)
+        subprocess.Popen([*command, "--process", str(i), *options], cwd=ROOT, text=True,
+                         env={**os.environ, "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for i, options in enumerate(own)
     ]  # fmt: skip
 
 
@@ -104,3 +108,58 @@ def test_processes_that_cannot_meet(changes: dict[str, Any], message: str) -> No
     config = dataclasses.replace(Config(), **changes)
     with pytest.raises(ValueError, match=message):
         devices.join(config.coordinator, config.processes, config.process)
+
+
+def test_a_process_that_waits_in_vain_says_so_and_ends() -> None:
+    """JAX would abort the program."""
+    code = "from experiments import devices; devices.WAIT = 1; devices.join('127.0.0.1:1', 2, 1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done
+    assert "error: the processes have not met at 127.0.0.1:1 within 1 seconds. Start all of them" in done.stderr
+
+
+def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[np.ndarray] = []
+
+    def process_allgather(own: np.ndarray) -> np.ndarray:
+        gathered.append(own)
+        return np.stack(gathered)
+
+    monkeypatch.setattr(devices.multihost_utils, "process_allgather", process_allgather)
+    assert devices.differing({"seed": "0", "epochs": "2", "out": "run"}) == []
+    assert devices.differing({"seed": "1", "epochs": "2", "out": "runs"}) == ["seed", "out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_refused"), [("seed", True), ("out", True), ("process", False), ("data_dir", False)]
+)
+def test_processes_of_different_trainings_are_refused(
+    name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(train, "differing", lambda words: [option for option in words if option == name])
+    if not is_refused:
+        train.check_together(Config())
+        return
+    with pytest.raises(
+        UsageError, match=rf"--{name} must be the same in all processes, but is not: process 0 of 2 says"
+    ):
+        train.check_together(Config())
+
+
+def test_a_signal_to_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is agreed on here is what another process has received; as a number of steps it is fifteen."""
+    monkeypatch.setattr(train, "together", lambda own: int(signal.SIGTERM))
+    summary = train.run(Config(model="article", epochs=2), QUIET)
+    assert summary["status"] == "interrupted" and summary["signal"] == "SIGTERM" and summary["epochs_finished"] == 0
+
+
+@pytest.mark.thorough
+def test_two_processes_that_were_told_different_things_both_say_so(tmp_path: Path) -> None:
+    processes = started(tmp_path / "run", own=[["--seed", "0"], ["--seed", "1"]])
+    for process in processes:
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 2 and "--seed must be the same in all processes" in said.replace("\n", " ")
+    assert not (tmp_path / "run").exists()

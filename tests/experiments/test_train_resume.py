@@ -124,8 +124,26 @@ def test_a_run_on_one_device_is_continued_on_four(runs: tuple[Path, Path], kille
 
 def test_a_finished_run_is_left_as_it_is(runs: tuple[Path, Path], tmp_path: Path) -> None:
     out = shutil.copytree(runs[0], tmp_path / "run")
-    summary = train.run(small(out=out, resume=True), QUIET)
-    assert summary["status"] == "finished" and survival.same(runs[0], out)
+    before, console = held(out), Console(record=True)
+    summary = train.run(small(out=out, resume=True), console)
+    assert summary == json.loads((runs[0] / "summary.json").read_text()) and held(out) == before
+    assert "nothing is left to do" in console.export_text()
+    (out / "summary.json").unlink()  # killed just before it was written
+    assert train.run(small(out=out, resume=True), QUIET)["status"] == "finished"
+    assert held(out).keys() == before.keys() and survival.same(runs[0], out)
+
+
+def test_a_run_at_a_constant_rate_may_become_longer(tmp_path: Path) -> None:
+    whole, grown = (small(out=tmp_path / name, schedule="constant") for name in ("whole", "grown"))
+    train.run(whole, QUIET)
+    train.run(dataclasses.replace(grown, epochs=1), QUIET)
+    train.run(dataclasses.replace(grown, resume=True), QUIET)
+    assert survival.same(tmp_path / "whole", tmp_path / "grown")
+
+
+def test_where_and_how_it_computes_is_not_part_of_a_run(runs: tuple[Path, Path], killed: Path) -> None:
+    train.run(small(out=killed, resume=True, data_on="host", loop=True, steps_per_call=4), QUIET)
+    assert survival.same(runs[0], killed)
 
 
 def test_an_interrupted_run_leaves_a_checkpoint_of_its_last_step(
@@ -172,16 +190,102 @@ def test_evaluate_says_how_good_a_checkpoint_is(
     assert train.evaluate(Config(evaluate=runs[0]), QUIET) == (last["test_loss"], last["test_accuracy"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, r"--evaluate takes the run as it is, but --dtype float16 says something else. Leave it"),
+        ({"data": "mnist"}, r"--data mnist says something else"),
+        ({"data": Path("elsewhere")}, r"holds no checkpoint"),
+    ],
+)
+def test_an_evaluation_does_not_ignore_options(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        train.evaluate(Config(evaluate=tmp_path, **changes), QUIET)
+
+
+def test_whoever_reads_changes_nothing(killed: Path) -> None:
+    """Not even what a checkpoint that is being written has so far."""
+    (killed / checkpoints.FOLDER / "31.orbax-checkpoint-tmp").mkdir()
+    before = sorted(killed.rglob("*"))
+    train.evaluate(Config(evaluate=killed), QUIET)
+    assert sorted(killed.rglob("*")) == before
+
+
+def test_what_is_read_is_of_one_checkpoint(killed: Path) -> None:
+    """Though another is finished in the meantime."""
+    store = Checkpoints(killed)
+    store.config()
+    shutil.copytree(killed / checkpoints.FOLDER / "30", killed / checkpoints.FOLDER / "36")
+    assert store.last() == 30 and Checkpoints(killed).last() == 36
+    store.close()
+
+
+def test_a_folder_is_of_one_run_at_a_time(killed: Path) -> None:
+    before = held(killed)
+    with checkpoints.claimed(killed):
+        for how in ("resume", "overwrite"):
+            with pytest.raises(UsageError, match=r"is in use by another run. Wait until it has ended, or name"):
+                train.run(small(out=killed, **{how: True}), QUIET)
+    assert held(killed) == before
+    train.run(small(out=killed, resume=True), QUIET)
+
+
+def test_float16_carries_its_scale(tmp_path: Path) -> None:
+    config = small(dtype="float16", epochs=1, out=tmp_path / "run")
+    train.run(config, QUIET)
+    with survival.restored(tmp_path / "run") as trainer:
+        fresh = trainer.policy.init()
+        assert trainer.carry.scaling.calm == trainer.steps and fresh.calm == 0
+
+
 # What is no checkpoint of this run
+
+
+def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / checkpoints.FOLDER / "2024").mkdir(parents=True)
+    (tmp_path / checkpoints.FOLDER / "2024" / "thesis.txt").write_text("years of work")
+    before = held(tmp_path)
+    not_of_a_run = "holds a folder checkpoints, but no metrics.jsonl: it is not that of a run"
+    for changes, message in (
+        ({}, not_of_a_run),
+        ({"overwrite": True}, not_of_a_run),
+        ({"resume": True}, "or no checkpoint of this run"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train.run(small(out=tmp_path, **changes), QUIET)
+    assert held(tmp_path) == before
+
+
+def test_half_of_a_run_that_is_deleted_is_none(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while --overwrite deletes: there is no checkpoint then, and --overwrite begins again."""
+    rmtree, deleted = shutil.rmtree, []
+
+    def killed_at_once(path: Path, **options: Any) -> None:
+        if path.is_dir():
+            deleted.append(next(path.rglob("*")))
+            raise Killed
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", killed_at_once)
+        train.run(small(out=killed, overwrite=True), QUIET)
+    assert deleted and Checkpoints(killed).steps() == []
+    with pytest.raises(UsageError, match=r"no checkpoint to continue from. Say --overwrite to begin again"):
+        train.run(small(out=killed, resume=True), QUIET)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 0)
+        train.run(small(out=killed, overwrite=True), QUIET)
+    assert {path.name for path in killed.iterdir()} <= {*train.FILES, checkpoints.FOLDER}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"learning_rate": 0.25}, r"started with --learning-rate 0.001, but this one says --learning-rate 0.25. Say"),
-        ({"epochs": 3}, r"started with --epochs 2, but this one says --epochs 3"),
+        ({"epochs": 3}, r"started with --epochs 2, but this one says --epochs 3 \(the cosine schedule depends on it\)"),
         ({"examples": 640}, r"started with --examples None, but this one says --examples 640. Say --examples None"),
         ({"model": "cnn"}, r"started with --model article, but"),
+        ({"batch_size": 32}, r"started with --batch-size 64, but this one says --batch-size 32"),
         ({"augment": ("crop", "flip")}, r"but this one says --augment crop flip"),
     ],
     ids=lambda value: str(value)[:20],
@@ -197,15 +301,22 @@ def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+def flip_a_bit(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
 @pytest.mark.parametrize(
     "break_it",
     [
         lambda path: largest(path).write_bytes(largest(path).read_bytes()[:100]),
         lambda path: (path / "journal" / "metadata").write_text("{"),
+        lambda path: flip_a_bit(largest(path)),
         lambda path: shutil.rmtree(path / "arrays"),
         lambda path: shutil.rmtree(path / "journal"),
     ],
-    ids=["arrays cut", "journal cut", "no arrays", "no journal"],
+    ids=["arrays cut", "journal cut", "another bit", "no arrays", "no journal"],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     break_it: Any, runs: tuple[Path, Path], killed: Path
@@ -236,13 +347,18 @@ def test_a_checkpoint_of_something_else_is_refused(killed: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(lambda config: config | {"pruning": 0.5}, "pruning"), (lambda config: config.pop("clip") or config, "clip")],
-    ids=["later", "earlier"],
+    [
+        (lambda journal: journal | {"config": journal["config"] | {"pruning": 0.5}}, "pruning"),
+        (lambda journal: journal["config"].pop("clip") or journal, "clip"),
+        (lambda journal: journal | {"measured": journal["measured"] | {"joules": 1.0}}, "joules"),
+        (lambda journal: journal.pop("checksum") and journal, "checksum"),
+    ],
+    ids=["later", "earlier", "more measured", "no checksum"],
 )
 def test_a_checkpoint_of_another_version_is_refused(change: Any, name: str, killed: Path) -> None:
     journal = killed / checkpoints.FOLDER / "30" / "journal" / "metadata"
     content = json.loads(journal.read_text())
-    content["config"] = change(content["config"])
+    content = change(content)
     journal.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=rf"was written by another program or version: .*'{name}'"):
         train.run(small(out=killed, resume=True), QUIET)
