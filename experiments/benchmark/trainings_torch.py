@@ -29,7 +29,7 @@ def started(module: nn.Module) -> nn.Module:
 
 
 def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.array(images)).to(device()).permute(0, 3, 1, 2)
     return pixels, torch.from_numpy(np.asarray(labels, np.int64)).to(device())
 
 
