@@ -211,7 +211,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         with claimed(config.out) if leads() else contextlib.nullcontext():
             store = Checkpoints(config.out, config.keep)
             measured = prepare_folder(config, store, trainer)
-            if done := finished(config.out, trainer):
+            if done := finished(config.out):
                 console.print(f"{config.out} holds the whole run: nothing is left to do", highlight=False)
                 return done
             return _run(config, trainer, measured, store, console, started)
@@ -229,10 +229,8 @@ def check_together(config: Config) -> None:
         )
 
 
-def finished(out: Path, trainer: Trainer) -> dict[str, Any] | None:
-    """The summary of a run that has ended as it should."""
-    if trainer.step < trainer.steps:
-        return None
+def finished(out: Path) -> dict[str, Any] | None:
+    """The summary of a run that has ended as it should; one that goes on has none."""
     try:
         summary = json.loads((out / "summary.json").read_text())
         return summary if summary["status"] == "finished" else None

@@ -133,7 +133,10 @@ def picture(report: dict[str, Any], path: Path) -> None:
         xlabel=f"{REFERENCE}'s time divided by theirs: right of 1 is faster than JAX's own gradient",
         title=f"{report['machine']['device']}: {report['machine']['processor']}, {report['dtype']}",
     )  # fmt: skip
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    plain = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_minor_formatter(plain if high < 10 * low else matplotlib.ticker.NullFormatter())
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="x", alpha=0.3)
     axes.margins(y=0.5 / max(len(rows), 1))
