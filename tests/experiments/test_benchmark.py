@@ -34,7 +34,7 @@ from tests.support.sampling import thorough
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 QUIET = Console(quiet=True)
-PEERS = rows.installed()
+PEERS = tuple(peer for peer in rows.installed() if peer in rows.TABLES["main"].peers)
 # Equinox has networks only, and manual is about networks.
 LAYERS = {"jaxconv", "jax.grad"} | {peer for peer in PEERS if peer in ("xla", "flax", "torch")}
 TINY = Conv(2, (6, 6), 2, 3, 3)
