@@ -167,19 +167,21 @@ class Checkpoints:
             raise self._damaged(_reason(error)) from error
 
     def _damaged(self, reason: str) -> UsageError:
+        path = self.folder / str(self.last())
+        if not path.exists():
+            return UsageError(f"{path} has just made room for a later one, of a run that goes on. Ask again.")
         earlier = [step for step in self.steps() if step < self.last()]
         rest = f"--resume continues from step {earlier[-1]:,}" if earlier else "--overwrite begins again"
         return UsageError(
-            f"{self.folder / str(self.last())} is damaged or no checkpoint of this run: {reason}. It is left as it is; "
-            f"move it away, and {rest}."
+            f"{path} is damaged or no checkpoint of this run: {reason}. It is left as it is; move it away, and {rest}."
         )
 
-    def config(self) -> tuple[Config, dict[str, Any]]:
-        """The configuration of the run, and what it has measured."""
+    def config(self) -> tuple[Config, int, dict[str, Any]]:
+        """The configuration of the run, the fingerprint of its images, and what it has measured."""
         journal = self.journal()
         try:
             journal["checksum"]
-            return configuration.from_json(journal["config"]), journal["measured"]
+            return configuration.from_json(journal["config"]), journal["data"], journal["measured"]
         except (KeyError, TypeError) as error:
             raise self.foreign(error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from experiments import augmentation, data, own_data
@@ -123,7 +125,9 @@ class Config:
             self,
             data=Path(os.path.abspath(self.data.expanduser())) if isinstance(self.data, Path) else self.data,
             loop=jax.default_backend() != "cpu" if self.loop is None else self.loop,
-            augment=augmentation.USUAL.get(str(self.data), ()) if self.augment is None else self.augment,
+            augment=augmentation.USUAL.get("" if isinstance(self.data, Path) else self.data, ())
+            if self.augment is None
+            else self.augment,
             epochs=(20 if small else 5) if self.epochs is None else self.epochs,
             batch_size=(64 if small else 128) if self.batch_size is None else self.batch_size,
             learning_rate=optimizer.learning_rate if self.learning_rate is None else self.learning_rate,
@@ -172,11 +176,14 @@ def flag(name: str, value: Any) -> str:
 
 def check_same(config: Config, held: Config, folder: Path) -> None:
     """Refuse to continue a run as another one. Where the learning rate is constant it may become a longer one."""
-    free = (*CIRCUMSTANCES, *(["epochs"] if config.schedule == held.schedule == "constant" else []))
+    constant = config.schedule == held.schedule == "constant"
+    longer = config.epochs is not None and held.epochs is not None and config.epochs > held.epochs
+    moved = isinstance(config.data, Path) and isinstance(held.data, Path)  # what it holds is compared by itself
+    free = (*CIRCUMSTANCES, *["epochs"] * (constant and longer), *["data"] * moved)
     for field in dataclasses.fields(Config):
         now, then = getattr(config, field.name), getattr(held, field.name)
         if field.name not in free and now != then:
-            why = f" (the {held.schedule} schedule depends on it)" if field.name == "epochs" else ""
+            why = f" (the {held.schedule} schedule depends on it)" if field.name == "epochs" and not constant else ""
             raise UsageError(
                 f"--resume: the run in {folder} was started with {flag(field.name, then)}, but this one says "
                 f"{flag(field.name, now)}{why}. Say {flag(field.name, then)}, or name another folder for another run."
@@ -257,6 +264,24 @@ def dataset_of(config: Config) -> data.Dataset:
         )
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     return dataset._replace(**{part: getattr(dataset, part)[: config.examples] for part in parts})
+
+
+def fingerprint(dataset: data.Dataset) -> int:
+    """What tells a data set from another: labels, sizes, and what standardises it, which depends on every pixel."""
+    sizes = (dataset.train_images.shape, dataset.test_images.shape, dataset.mean, dataset.std, dataset.scale)
+    total = zlib.crc32(repr(sizes).encode())
+    for labels in (dataset.train_labels, dataset.test_labels):
+        total = zlib.crc32(np.asarray(labels, np.int32).tobytes(), total)
+    return total
+
+
+def check_data(dataset: data.Dataset, held: Any, config: Config) -> None:
+    """Refuse to go on with other images than a run was begun with."""
+    if fingerprint(dataset) != held:
+        raise UsageError(
+            f"{config.data} holds other images or labels than those that the run was begun with. Put these back, or "
+            "name another folder for another run."
+        )
 
 
 def rules_of(config: Config) -> Any:

@@ -79,7 +79,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     patience.start()
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, initialization_timeout=2 * WAIT, heartbeat_timeout_seconds=HEARTBEAT
+            coordinator, processes, process, initialization_timeout=WAIT + 60, heartbeat_timeout_seconds=HEARTBEAT
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--distributed: the processes have not met: {str(error).splitlines()[0]}") from error

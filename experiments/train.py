@@ -44,7 +44,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from experiments import checkpoints, data, plots
 from experiments.checkpoints import CheckpointError, Checkpoints, claimed
@@ -61,10 +62,11 @@ from experiments.config import (
     Config,
     UsageError,
     check,
+    check_data,
     check_evaluate,
     check_same,
     dataset_of,
-    flag,
+    fingerprint,
     remedies,
 )
 from experiments.devices import differing, join, leads, together
@@ -113,8 +115,9 @@ def prepare_folder(config: Config, store: Checkpoints, trainer: Trainer) -> Meas
         )
     measured = Measured()
     if config.resume and store.steps():
-        then, journal = store.config()
+        then, images, journal = store.config()
         check_same(config, then, out)
+        check_data(trainer.dataset, images, config)
         try:
             measured = Measured(**journal)
         except TypeError as error:
@@ -201,9 +204,10 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Train as `config` says; return the summary, which is also written to `config.out`."""
     started = time.perf_counter()
     config = config.resolved()
-    check_together(config)
+    check_together(vars(config))
     with precision(config.dtype):
         dataset = dataset_of(config)
+        check_together({"data": fingerprint(dataset)})
         check(config, len(dataset.train_labels))
         trainer = Trainer(config, dataset)
         if config.out is None:
@@ -212,20 +216,20 @@ def run(config: Config, console: Console) -> dict[str, Any]:
             store = Checkpoints(config.out, config.keep)
             measured = prepare_folder(config, store, trainer)
             if done := finished(config.out):
-                console.print(f"{config.out} holds the whole run: nothing is left to do", highlight=False)
+                console.print(f"{escape(str(config.out))} holds the whole run: nothing is left to do", highlight=False)
                 return done
             return _run(config, trainer, measured, store, console, started)
 
 
-def check_together(config: Config) -> None:
+def check_together(options: Mapping[str, Any]) -> None:
     """Refuse processes that would train something else each, or wait for each other for ever."""
     if jax.process_count() == 1:
         return
-    words = {name: str(value) for name, value in vars(config).items() if name not in OF_A_PROCESS}
+    words = {name: str(value) for name, value in options.items() if name not in OF_A_PROCESS}
     for name in differing(words):
         raise UsageError(
             f"--{name.replace('_', '-')} must be the same in all processes, but is not: process {jax.process_index()} "
-            f"of {jax.process_count()} says {flag(name, getattr(config, name))}."
+            f"of {jax.process_count()} has {options[name]}."
         )
 
 
@@ -249,7 +253,7 @@ def _run(
     size = sum(a.size for a in jax.tree.leaves(trainer.params))
     console.print(
         f"[bold]{config.model}[/] with {size:,} parameters on {len(trainer.dataset.train_labels):,} images of "
-        f"{config.data}, rules={config.rules}, {jax.devices()[0].platform}"
+        f"{escape(str(config.data))}, rules={config.rules}, {jax.devices()[0].platform}"
     )
     if trainer.step:
         console.print(f"going on from step {trainer.step:,} of {trainer.steps:,}", highlight=False)
@@ -260,9 +264,11 @@ def _run(
         "parameters": size,
     }
 
+    images = fingerprint(trainer.dataset)
+
     def save() -> None:
         if store is not None:
-            journal = {"config": config.to_json(), "measured": dataclasses.asdict(measured)}
+            journal = {"config": config.to_json(), "data": images, "measured": dataclasses.asdict(measured)}
             store.save(trainer.step, trainer.carry, journal)
 
     try:
@@ -308,11 +314,11 @@ def _run(
         "examples_per_second": examples / sum(row["seconds"] for row in timed) if timed else None,
     }
     if config.out is not None and leads():
-        write_atomically(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         if summary["status"] != "diverged":
             plots.filters(jax.device_get(trainer.params), config.out / "filters.png")
         if measured.metrics:
             plots.curve(measured.metrics, config.out / "curve.png")
+        write_atomically(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")  # last: it says that all is
     return summary
 
 
@@ -325,11 +331,14 @@ def restored(out: Path, data_dir: Path | None = None, folder: Path | None = None
       folder: where the images of one's own are now.
     """
     store = Checkpoints(out)
-    config, _ = store.config()
-    moved = folder if folder is not None and isinstance(config.data, Path) else config.data
+    config, images, _ = store.config()
+    if folder is not None and not isinstance(config.data, Path):
+        raise UsageError(f"--data {folder}: the run in {out} learned from {config.data}. Leave it out.")
+    moved = config.data if folder is None else folder
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, data=moved)
     with precision(config.dtype):
         trainer = Trainer(config, dataset_of(config))
+        check_data(trainer.dataset, images, config)
         trainer.carry = store.carry(trainer.carry)
         store.close()
         yield trainer
@@ -341,8 +350,9 @@ def evaluate(config: Config, console: Console) -> tuple[float, float]:
     check_evaluate(config)
     with restored(config.evaluate, config.data_dir, config.data if isinstance(config.data, Path) else None) as trainer:
         loss, accuracy = trainer.evaluate()
+    images = f"{len(trainer.dataset.test_labels):,} test images of {escape(str(trainer.config.data))}"
     console.print(
-        f"{trainer.config.model} on {len(trainer.dataset.test_labels):,} test images of {trainer.config.data}, "
+        f"{trainer.config.model} on {images}, "
         f"step {trainer.step:,} of {trainer.steps:,}: test accuracy [bold]{accuracy:.2%}[/], test loss {loss:.4f}",
         soft_wrap=True,
         highlight=False,
@@ -361,9 +371,11 @@ def told() -> str:
 def refused(reason: str, console: Console) -> int:
     """Say why a run cannot go on, in whichever process; the exit status."""
     console.quiet = False
-    console.print(f"[red]error:[/] {reason}", soft_wrap=True, highlight=False)
+    console.print(f"[red]error:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     if jax.process_count() > 1:
         sys.stdout.flush()
+        if leads():
+            time.sleep(2)  # the others end with this one, and say it first
         os._exit(2)  # the usual end waits for the other processes
     return 2
 

@@ -5,8 +5,9 @@
     python -m experiments.benchmark --list                          # the names
 
 All columns of a row are compiled, compared with each other and warmed up first; then they take turns in one process,
-in changing order. `ms` is the median time of ours, `×` the median over the rounds of their time divided by ours, with
-the 10th and 90th percentile; `memory` is our temporary memory divided by that of jax.grad, as XLA counts it.
+in changing order. A training to a goal begins from nothing each time, and compiles on the clock. `ms` is the median
+time of ours, `×` the median over the rounds of their time divided by ours, with the 10th and 90th percentile; `memory`
+is our temporary memory divided by that of jax.grad, as XLA counts it.
 
 `--out` gets benchmark.json and benchmark.png after every row and on Ctrl-C. Rows that an earlier run left there on the
 same machine with the same versions and options stay, each with its date, unless they are measured again.

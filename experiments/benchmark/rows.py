@@ -274,7 +274,8 @@ def measure(row: Row, setting: Setting, peers: tuple[str, ...], budget: Budget) 
     if failed.keys() & {OURS, REFERENCE}:
         return outcome
     if row.rounds is not None:
-        budget = Budget(0.0, row.rounds, row.rounds, single=True)
+        rounds = min(row.rounds, budget.least)
+        budget = Budget(0.0, rounds, rounds, single=True)
     times = race(contestants, budget, pipelined=jax.default_backend() != "cpu")
     best: dict[str, str] = {}  # of each column the variant with the lowest median
     for name in sorted(times, key=lambda name: spread(times[name])["median"]):

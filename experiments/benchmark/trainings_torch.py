@@ -20,11 +20,11 @@ from experiments.config import Config
 
 def started(module: nn.Module) -> nn.Module:
     """Kernels from a normal distribution of variance 2 / fan-in, biases at zero, as in `jaxconv.layers`."""
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter)
-        else:
-            nn.init.zeros_(parameter)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return module.to(device(), memory_format=torch.channels_last)
 
 

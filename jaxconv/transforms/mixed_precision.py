@@ -109,7 +109,7 @@ class MixedPrecision:
         Returns:
           A function (scaling, params, *args, **options) -> (value, grads, new scaling, finite). `value` is (value, aux)
           if `has_aux`; `finite` says whether all gradients are numbers, in every dtype, and with `axis_name` on all of
-          its devices. If not, skip the step, with `accept`.
+          its devices. If not, skip the step: where the loss is scaled, `accept` does.
         """
 
         def graded(

@@ -33,6 +33,7 @@ def test_a_row_of_epochs() -> None:
     """Each program has gone through one before the race, and is as good by then as the others."""
     outcome = measure(training_row(QUICK), Setting(), ("waiting", "flax"), Budget(0, 9, 9))
     assert not outcome["failed"] and outcome["rounds"] == 2
+    assert measure(training_row(dataclasses.replace(QUICK, rounds=9)), Setting(), (), Budget(0, 1, 9))["rounds"] == 1
     assert outcome["ratio"].keys() == {"jax.grad", "waiting"} and outcome["temporary_ratio"] is None
     assert command.summary([outcome])["worst"] == "digits epoch"
 
@@ -62,6 +63,13 @@ def test_a_goal_ends_a_training_and_a_training_that_misses_it_begins_again() -> 
     seen.clear()
     one = dataclasses.replace(QUICK, goal=0.9).contestant(program)
     assert [one.call(), one.call()] == [0.9, 0.9] and seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    with pytest.raises(ValueError, match=r"99.9% of the test images was not reached from any of the seeds"):
+        reached(0.999, program, Config(), DIGITS, iter(range(3)))
+
+
+def test_a_batch_must_fit_into_an_epoch() -> None:
+    with pytest.raises(UsageError, match=r"1 <= batch size <= training examples, but is 64000 for 1438 examples"):
+        QUICK.enlarged(1000).contestant(trainings.ours)
 
 
 def test_what_compiles_on_the_clock_has_no_column_without_the_engine() -> None:

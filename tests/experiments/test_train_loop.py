@@ -240,6 +240,7 @@ def test_a_cutout_is_a_square_hole_about_any_pixel() -> None:
 def test_augmentations_are_those_of_the_data_set_unless_others_are_named() -> None:
     assert Config(data="cifar10").resolved().augment == ("crop", "flip", "cutout")
     assert Config(data="mnist").resolved().augment == Config(data="cifar10", augment=()).resolved().augment == ()
+    assert Config(data=Path("cifar10")).resolved().augment == ()  # a folder of that name
     x, key = images(8), jax.random.key(3)
     once, twice = (augmentation.augmented(key, x, names) for names in (("flip",), ("flip", "flip")))
     assert not jnp.array_equal(once, twice) and jnp.array_equal(augmentation.augmented(key, x, ()), x)

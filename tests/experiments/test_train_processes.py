@@ -141,12 +141,12 @@ def test_processes_of_different_trainings_are_refused(
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(train, "differing", lambda words: [option for option in words if option == name])
     if not is_refused:
-        train.check_together(Config())
+        train.check_together(vars(Config()))
         return
     with pytest.raises(
-        UsageError, match=rf"--{name} must be the same in all processes, but is not: process 0 of 2 says"
+        UsageError, match=rf"--{name} must be the same in all processes, but is not: process 0 of 2 has"
     ):
-        train.check_together(Config())
+        train.check_together(vars(Config()))
 
 
 def test_a_signal_to_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:

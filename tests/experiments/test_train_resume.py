@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import checkpoints, survival, train
+from experiments import checkpoints, data, survival, train
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import CIRCUMSTANCES, Config, UsageError, from_json
 
@@ -139,6 +139,8 @@ def test_a_run_at_a_constant_rate_may_become_longer(tmp_path: Path) -> None:
     train.run(dataclasses.replace(grown, epochs=1), QUIET)
     train.run(dataclasses.replace(grown, resume=True), QUIET)
     assert survival.same(tmp_path / "whole", tmp_path / "grown")
+    with pytest.raises(UsageError, match=r"started with --epochs 2, but this one says --epochs 1. Say --epochs 2"):
+        train.run(dataclasses.replace(grown, epochs=1, resume=True), QUIET)
 
 
 def test_where_and_how_it_computes_is_not_part_of_a_run(runs: tuple[Path, Path], killed: Path) -> None:
@@ -195,12 +197,12 @@ def test_evaluate_says_how_good_a_checkpoint_is(
     [
         ({"dtype": "float16"}, r"--evaluate takes the run as it is, but --dtype float16 says something else. Leave it"),
         ({"data": "mnist"}, r"--data mnist says something else"),
-        ({"data": Path("elsewhere")}, r"holds no checkpoint"),
+        ({"data": Path("elsewhere")}, r"--data elsewhere: the run in .* learned from digits. Leave it out"),
     ],
 )
-def test_an_evaluation_does_not_ignore_options(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_ignore_options(changes: dict[str, Any], message: str, killed: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        train.evaluate(Config(evaluate=tmp_path, **changes), QUIET)
+        train.evaluate(Config(evaluate=killed, **changes), QUIET)
 
 
 def test_whoever_reads_changes_nothing(killed: Path) -> None:
@@ -212,12 +214,34 @@ def test_whoever_reads_changes_nothing(killed: Path) -> None:
 
 
 def test_what_is_read_is_of_one_checkpoint(killed: Path) -> None:
-    """Though another is finished in the meantime."""
+    """Though another is finished in the meantime, or even takes its place."""
     store = Checkpoints(killed)
     store.config()
-    shutil.copytree(killed / checkpoints.FOLDER / "30", killed / checkpoints.FOLDER / "36")
+    (killed / checkpoints.FOLDER / "30").rename(killed / checkpoints.FOLDER / "36")
     assert store.last() == 30 and Checkpoints(killed).last() == 36
+    with pytest.raises(UsageError, match=r"30 has just made room for a later one, of a run that goes on. Ask again"):
+        store.config()
     store.close()
+
+
+def test_a_run_does_not_go_on_with_other_images(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = data.load("digits")
+    changed = digits.train_images.copy()
+    changed[0, 0, 0] += 1
+    mean = float((changed / 16).mean())
+    others = [
+        digits._replace(train_images=changed, mean=(mean,)),
+        digits._replace(train_labels=digits.train_labels[::-1]),
+    ]
+    before = held(killed)
+    for other in others:
+        monkeypatch.setattr(data, "load", lambda *_, other=other: other)
+        for ask in (train.run, train.evaluate):
+            with pytest.raises(
+                UsageError, match=r"digits holds other images or labels than those that the run was begun"
+            ):
+                ask(small(out=killed, resume=True) if ask is train.run else Config(evaluate=killed), QUIET)
+    assert held(killed) == before
 
 
 def test_a_folder_is_of_one_run_at_a_time(killed: Path) -> None:
@@ -351,9 +375,10 @@ def test_a_checkpoint_of_something_else_is_refused(killed: Path) -> None:
         (lambda journal: journal | {"config": journal["config"] | {"pruning": 0.5}}, "pruning"),
         (lambda journal: journal["config"].pop("clip") or journal, "clip"),
         (lambda journal: journal | {"measured": journal["measured"] | {"joules": 1.0}}, "joules"),
-        (lambda journal: journal.pop("checksum") and journal, "checksum"),
+        (lambda journal: {k: v for k, v in journal.items() if k != "checksum"}, "checksum"),
+        (lambda journal: {k: v for k, v in journal.items() if k != "data"}, "data"),
     ],
-    ids=["later", "earlier", "more measured", "no checksum"],
+    ids=["later", "earlier", "more measured", "no checksum", "no fingerprint"],
 )
 def test_a_checkpoint_of_another_version_is_refused(change: Any, name: str, killed: Path) -> None:
     journal = killed / checkpoints.FOLDER / "30" / "journal" / "metadata"

@@ -97,9 +97,9 @@ def assert_adds_up(line: str, total: float) -> None:
 WRONG = [*(("dx", wrong) for wrong in WRONG_INPUT_GRADS), *(("dw", wrong) for wrong in WRONG_KERNEL_GRADS)]
 
 
-@pytest.mark.parametrize("case", sampled({f"{name}: {wrong}": (name, wrong) for name, wrong in WRONG}, every=3))
-def test_a_wrong_rule_is_said_to_be_wrong_wherever_it_is_explained(case: tuple[str, str]) -> None:
-    name, wrong = case
+@pytest.mark.parametrize("fault", sampled({f"{name}: {wrong}": (name, wrong) for name, wrong in WRONG}, every=3))
+def test_a_wrong_rule_is_said_to_be_wrong_wherever_it_is_explained(fault: tuple[str, str]) -> None:
+    name, wrong = fault
     case = telling(wrong)
     e = explained(case, rules=with_rules(name, (WRONG_INPUT_GRADS if name == "dx" else WRONG_KERNEL_GRADS)[wrong]))
     assert not e.verify()
