@@ -32,11 +32,9 @@ SOUND = {
     "mlp with dead units": "float32",
     "mlp with tied weights": "float16",
     "cnn with batch norm": "bfloat16",
-    "rnn gru, last, batch 4, length 6, 5-12": "float32",
     "embedding, most rows unread": "float16",
     "model article, fast, fresh": "float32",
     "nnx MLP": "float16",
-    "haiku MLP": "float32",
 }
 BROKEN = {
     "mlp 8-16-16-4, batch 5, tanh, mse: dense 1, dw transposed": "float16",

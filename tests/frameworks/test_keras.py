@@ -150,7 +150,7 @@ def small(data_format: str = "channels_last") -> Any:
     )
 
 
-@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("data_format", chosen(["channels_first", "channels_last"], ["channels_first"]))
 def test_a_loop_of_ones_own(data_format: str) -> None:
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
