@@ -6,7 +6,7 @@ images are standardised already, so the zeros that come in at a border, and in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -53,7 +53,7 @@ def cutout(key: jax.Array, images: jax.Array) -> jax.Array:
 AUGMENTATIONS: dict[Name, Callable[[jax.Array, jax.Array], jax.Array]] = {"crop": crop, "flip": flip, "cutout": cutout}
 
 # Digits and clothes are centred, and mirrored digits are none.
-USUAL: dict[str, tuple[Name, ...]] = {"cifar10": ("crop", "flip", "cutout")}
+USUAL: Mapping[object, tuple[Name, ...]] = {"cifar10": ("crop", "flip", "cutout")}
 
 
 def augmented(key: jax.Array, images: jax.Array, names: Sequence[Name]) -> jax.Array:

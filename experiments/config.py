@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from experiments import augmentation, data, own_data
+from experiments.devices import differing
 from jaxconv import load_rules
 from jaxconv.rules import RULE_SETS
 
@@ -125,9 +126,7 @@ class Config:
             self,
             data=Path(os.path.abspath(self.data.expanduser())) if isinstance(self.data, Path) else self.data,
             loop=jax.default_backend() != "cpu" if self.loop is None else self.loop,
-            augment=augmentation.USUAL.get("" if isinstance(self.data, Path) else self.data, ())
-            if self.augment is None
-            else self.augment,
+            augment=augmentation.USUAL.get(self.data, ()) if self.augment is None else self.augment,
             epochs=(20 if small else 5) if self.epochs is None else self.epochs,
             batch_size=(64 if small else 128) if self.batch_size is None else self.batch_size,
             learning_rate=optimizer.learning_rate if self.learning_rate is None else self.learning_rate,
@@ -201,6 +200,15 @@ def check_evaluate(config: Config) -> None:
                 f"--evaluate takes the run as it is, but {flag(field.name, value)} says something else. Leave it out; "
                 "only --data-dir, or the FOLDER that --data names, may have moved."
             )
+
+
+def check_together(options: Mapping[str, Any]) -> None:
+    """Refuse processes that would train something else each, or wait for each other for ever."""
+    for name in differing({name: str(value) for name, value in options.items() if name not in OF_A_PROCESS}):
+        raise UsageError(
+            f"--{name.replace('_', '-')} must be the same in all processes, but is not: process {jax.process_index()} "
+            f"of {jax.process_count()} has {options[name]}."
+        )
 
 
 def check_loop(config: Any, examples: int) -> None:

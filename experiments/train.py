@@ -44,7 +44,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,18 @@ from rich.markup import escape
 from experiments import checkpoints, data, plots
 from experiments.checkpoints import CheckpointError, Checkpoints, claimed
 from experiments.config import (
-    OF_A_PROCESS,
     Config,
     UsageError,
     check,
     check_data,
     check_evaluate,
     check_same,
+    check_together,
     dataset_of,
     fingerprint,
     remedies,
 )
-from experiments.devices import differing, join, leads, together
+from experiments.devices import join, leads, together
 from experiments.divergence import DivergedError, Watch
 from experiments.files import write_atomically
 from experiments.machine import version
@@ -219,18 +219,6 @@ def run(config: Config, console: Console) -> dict[str, Any]:
                 console.print(f"{escape(str(config.out))} holds the whole run: nothing is left to do", highlight=False)
                 return done
             return _run(config, trainer, measured, store, console, started)
-
-
-def check_together(options: Mapping[str, Any]) -> None:
-    """Refuse processes that would train something else each, or wait for each other for ever."""
-    if jax.process_count() == 1:
-        return
-    words = {name: str(value) for name, value in options.items() if name not in OF_A_PROCESS}
-    for name in differing(words):
-        raise UsageError(
-            f"--{name.replace('_', '-')} must be the same in all processes, but is not: process {jax.process_index()} "
-            f"of {jax.process_count()} has {options[name]}."
-        )
 
 
 def finished(out: Path) -> dict[str, Any] | None:

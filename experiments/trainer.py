@@ -187,8 +187,7 @@ class Trainer:
     def batches(self, part: str, rows: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
         """These rows of a part, a batch at a time, on their way to the device."""
         images, labels = self._held(part)
-        put = self.devices.put_batch
-        return ((put(images[batch]), put(labels[batch])) for batch in rows)
+        return (self.devices.put_batch((images[batch], labels[batch])) for batch in rows)
 
     def resident(self, part: str) -> tuple[jax.Array, jax.Array]:
         """Images and labels of a part, on the device from the first use on."""

@@ -41,12 +41,15 @@ def training(config: Config, dataset: data.Dataset) -> Iterator[float]:
     torch.manual_seed(config.seed)
     module = started(NETS[config.model](dataset.train_images.shape[1:], len(dataset.classes)))
     images, labels = on_device(dataset.train_images, dataset.train_labels)
+    tests = on_device(dataset.test_images, dataset.test_labels)
     mean, std = (torch.tensor(v, device=device()).reshape(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
     per_epoch = len(labels) // config.batch_size
     optimizer = torch.optim.Adam(module.parameters(), config.learning_rate)
-    scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * per_epoch)
-    if config.schedule == "constant":
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    scheduler: Any = (
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        if config.schedule == "constant"
+        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * per_epoch)
+    )
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
         x = (pixels.float() / dataset.scale - mean) / std
@@ -62,7 +65,7 @@ def training(config: Config, dataset: data.Dataset) -> Iterator[float]:
             optimizer.step()
             scheduler.step()
         module.eval()
-        yield accuracy(logits, *on_device(dataset.test_images, dataset.test_labels))
+        yield accuracy(logits, *tests)
 
 
 @torch.inference_mode()

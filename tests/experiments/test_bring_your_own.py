@@ -10,11 +10,12 @@ from rich.console import Console
 from experiments import bring_your_own
 from experiments.bring_your_own import Config, Training, run, summarised
 from experiments.config import UsageError
+from tests.support.sampling import chosen
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
-@pytest.mark.parametrize("engine", ["auto", pytest.param("xla", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("engine", chosen(["auto", "xla"], ["auto"]))
 def test_both_trainings_are_the_same(engine: str) -> None:
     console = Console(record=True, width=200)
     summary = run(Config(epochs=2, engine=engine), console)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import devices, train
+from experiments import config, devices, train
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, UsageError
 
@@ -127,6 +127,8 @@ def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch
         gathered.append(own)
         return np.stack(gathered)
 
+    assert devices.differing({"seed": "0"}) == [] and not gathered  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(devices.multihost_utils, "process_allgather", process_allgather)
     assert devices.differing({"seed": "0", "epochs": "2", "out": "run"}) == []
     assert devices.differing({"seed": "1", "epochs": "2", "out": "runs"}) == ["seed", "out"]
@@ -139,14 +141,14 @@ def test_processes_of_different_trainings_are_refused(
     name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(train, "differing", lambda words: [option for option in words if option == name])
+    monkeypatch.setattr(config, "differing", lambda words: [option for option in words if option == name])
     if not is_refused:
-        train.check_together(vars(Config()))
+        config.check_together(vars(Config()))
         return
     with pytest.raises(
         UsageError, match=rf"--{name} must be the same in all processes, but is not: process 0 of 2 has"
     ):
-        train.check_together(vars(Config()))
+        config.check_together(vars(Config()))
 
 
 def test_a_signal_to_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:

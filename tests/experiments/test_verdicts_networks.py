@@ -24,6 +24,7 @@ from experiments.verdicts.networks.right import RIGHT
 from experiments.verdicts.networks.trial import Gain, Outcome, examined, gain, trial
 from experiments.verdicts.networks.wrong import WRONG
 from jaxconv.gradcheck import Evidence, Report
+from tests.support.sampling import thorough
 
 # One dtype each.
 SOUND = {
@@ -58,10 +59,7 @@ def cases(networks: list[Network], quick: dict[str, str], step: int) -> list[Any
     chosen = [(n, d) for n, d in every if quick.get(n.name) == d]
     assert len(chosen) == len(quick), quick.keys() - {n.name for n, _ in chosen}
     more = [case for case in every if case not in chosen][::step]
-    return [
-        pytest.param(n, d, id=f"{n.name} {d}", marks=pytest.mark.thorough if (n, d) in more else ())
-        for n, d in (*chosen, *more)
-    ]
+    return [pytest.param(n, d, id=f"{n.name} {d}", marks=thorough((n, d) in chosen)) for n, d in (*chosen, *more)]
 
 
 @pytest.fixture(autouse=True)

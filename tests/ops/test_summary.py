@@ -30,6 +30,7 @@ from jaxconv.layers import (
 )
 from jaxconv.models import MODELS
 from tests.support.refusal import refusal
+from tests.support.sampling import chosen
 
 KEY = jax.random.key(0)
 SHAPE = (4, 8, 6, 3)
@@ -148,9 +149,7 @@ def test_the_parts_of_a_network_are_indented() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "cnn")) for name in MODELS]
-)
+@pytest.mark.parametrize("name", chosen(MODELS, ["cnn"]))
 def test_every_model_fits_80_columns_and_json(name: str) -> None:
     found = summary(MODELS[name](), (128, 32, 32, 3), dtype=jnp.bfloat16)
     lines = str(found).splitlines()
